@@ -1,0 +1,65 @@
+"""The error tree.
+
+::
+
+    GuestdError
+    ├── ConfigError            file, key, value and what was expected; exit code 2
+    ├── AdmissionError         a limit or a guest that does not fit, with the numbers
+    ├── NotFoundError          no guest of that name
+    ├── ProtocolError          a peer's message that makes no sense; the peer's stream ends, nothing else
+    ├── JournalError           the broker's database cannot be read or written
+    ├── UnreachableError       nobody answers at that address; exit code 5
+    └── HypervisorError        the hypervisor answered with a failure: nothing was done
+        ├── HypervisorGone     the VM's process is gone: that is a confirmation
+        ├── HypervisorUnreachable   no connection; the VM may or may not run
+        └── OutcomeUnknown     a command was sent and its answer was lost: ask before acting again
+"""
+
+
+class GuestdError(Exception):
+    """Base of all errors that guestd raises on purpose; the text is meant for people."""
+
+
+class ConfigError(GuestdError):
+    """Configuration that cannot be used. Nothing was started or changed."""
+
+    def __init__(self, source: str, key: str, value: object, expected: str) -> None:
+        self.source, self.key, self.value, self.expected = source, key, value, expected
+        shown = f" = {value!r}" if value is not None else ""
+        super().__init__(f"{source}: {key}{shown}: {expected}" if key else f"{source}: {expected}")
+
+
+class AdmissionError(GuestdError):
+    """A guest or a limit that does not fit; the text holds the numbers."""
+
+
+class NotFoundError(GuestdError):
+    """No guest of that name."""
+
+
+class ProtocolError(GuestdError):
+    """A message from a peer that makes no sense."""
+
+
+class JournalError(GuestdError):
+    """The journal cannot be read or written; no grant is answered that is not durable."""
+
+
+class UnreachableError(GuestdError):
+    """Nobody answers at that address."""
+
+
+class HypervisorError(GuestdError):
+    """The hypervisor refused or failed a command; it did nothing."""
+
+
+class HypervisorGone(HypervisorError):
+    """The VM's process is gone (seen by its pidfd, or its socket refuses)."""
+
+
+class HypervisorUnreachable(HypervisorError):
+    """There is no connection to the hypervisor; the VM may or may not run."""
+
+
+class OutcomeUnknown(HypervisorError):
+    """The answer to a command was lost; only asking the hypervisor tells what happened."""

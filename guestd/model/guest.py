@@ -1,0 +1,83 @@
+"""A guest as it sees itself: load samples and an inventory of CPUs and memory blocks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Capability(StrEnum):
+    """What a guest can do; what is missing here is never asked of it."""
+
+    CPU_ONLINE = "cpu-online"  # CPUs can be onlined and offlined through sysfs
+    MEMORY_ONLINE = "memory-online"  # memory blocks can be onlined through sysfs
+    VIRTIO_MEM = "virtio-mem"
+    BALLOON = "balloon"
+    PSI = "psi"
+    DRY_RUN = "dry-run"  # decides and logs, touches nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One look at the load. Cumulative counters are as the kernel gives them; None = not offered here.
+
+    CPU counters are keyed by CPU number, so that hotplug between two samples cannot shift them.
+    """
+
+    cpu_busy_seconds: Mapping[int, float]  # cumulative, per online CPU; idle and iowait left out
+    cpu_steal_seconds: float  # cumulative, all CPUs
+    runnable: int  # tasks running or waiting for a CPU now, without the sampler itself
+    cpu_some_us: int | None  # PSI total
+    memory_some_us: int | None  # PSI total
+    memory_full_us: int | None  # PSI total
+    memory_total_bytes: int
+    memory_available_bytes: int
+    swap_used_bytes: int
+    refaults: int  # cumulative, pages (workingset_refault_file + _anon)
+
+
+class BlockState(StrEnum):
+    """State of a memory block as sysfs names it."""
+
+    ONLINE = "online"
+    OFFLINE = "offline"
+    GOING_OFFLINE = "going-offline"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBlock:
+    """One memory block of sysfs; `movable` tells whether it is (only) in ZONE_MOVABLE."""
+
+    index: int
+    state: BlockState
+    movable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """CPUs and memory blocks that the guest kernel has now. Empty fields: not offered here."""
+
+    cpus_possible: frozenset[int] = frozenset()
+    cpus_present: frozenset[int] = frozenset()
+    cpus_online: frozenset[int] = frozenset()
+    cpus_pinned: frozenset[int] = frozenset()  # isolated, or without an `online` file: never offlined
+    block_bytes: int = 0
+    blocks: tuple[MemoryBlock, ...] = ()
+    kernel_zone_bytes: int = 0  # managed memory in zones that kernel allocations can use
+    kernel_free_bytes: int = 0  # free memory in those zones
+    movable_zone_bytes: int = 0  # managed memory in ZONE_MOVABLE
+
+    @property
+    def memory_online_bytes(self) -> int:
+        return self.block_bytes * sum(1 for block in self.blocks if block.state is not BlockState.OFFLINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a guest says of itself. Only informative: the channel is the identity."""
+
+    boot_id: bytes  # 16 bytes of /proc/sys/kernel/random/boot_id
+    generation: int  # CLOCK_BOOTTIME in ns at the daemon's start: higher is newer within a boot
+    agent_version: str = ""
+    hostname: str = ""
+    kernel: str = ""
+    capabilities: frozenset[Capability] = field(default_factory=frozenset)
