@@ -92,6 +92,13 @@ class OrderId:
     revision: int
 
 
+class GrantStage(StrEnum):
+    """How far along a grant is."""
+
+    OFFERED = "offered"  # reserved, and being plugged
+    SETTLED = "settled"  # all of it is the guest's
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """The guest may use `amount` of `kind` (millicores or bytes), for `remaining_seconds` or for good."""
@@ -99,6 +106,7 @@ class Grant:
     id: OrderId
     kind: Kind
     amount: int
+    stage: GrantStage = GrantStage.OFFERED
     remaining_seconds: float | None = None
 
 
