@@ -12,7 +12,7 @@ class Kind(StrEnum):
     CPU = "cpu"
     MEMORY = "memory"
 
-    def format(self, amount: int) -> str:
+    def show(self, amount: int) -> str:
         """The amount for people, with its unit."""
         return f"{format_cpus(amount)} CPU" if self is Kind.CPU else format_size(amount)
 
@@ -39,7 +39,7 @@ class Resources:
         return Resources(self.cpu_millicores - other.cpu_millicores, self.memory_bytes - other.memory_bytes)
 
     def __str__(self) -> str:
-        return f"{Kind.CPU.format(self.cpu_millicores)}, {Kind.MEMORY.format(self.memory_bytes)}"
+        return f"{Kind.CPU.show(self.cpu_millicores)}, {Kind.MEMORY.show(self.memory_bytes)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Limits:
         for kind in Kind:
             low, high, weight = self.min.get(kind), self.max.get(kind), self.weight.get(kind)
             if low <= 0:
-                found.append(f"{kind}: min is {kind.format(low)}, must be above 0")
+                found.append(f"{kind}: min is {kind.show(low)}, must be above 0")
             if low > high:
-                found.append(f"{kind}: min {kind.format(low)} is above max {kind.format(high)}")
+                found.append(f"{kind}: min {kind.show(low)} is above max {kind.show(high)}")
             if not 1 <= weight <= 10_000:
                 found.append(f"{kind}: weight is {weight}, must be within 1..10000")
         return found

@@ -1,0 +1,70 @@
+"""What the machine wants done. The shell does it in the given order and reports back by `on_*` events.
+
+`Record` must be durable before any later action of the same list is begun (invariant 14).
+"""
+
+from dataclasses import dataclass
+
+from guestd.model.messages import Grant, Reclaim
+from guestd.model.resources import Kind, Resources
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Write to the journal that so much is reserved for the guest."""
+
+    guest: str
+    reserved: Resources
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestVcpus:
+    """Have the hypervisor plug or unplug vCPUs."""
+
+    guest: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMemory:
+    """Have the hypervisor plug or unplug memory."""
+
+    guest: str
+    amount_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettleMemory:
+    """Have the hypervisor end a memory resize where it stands."""
+
+    guest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Ask the hypervisor how the VM is."""
+
+    guest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Tell the guest, on the stream with this session number."""
+
+    guest: str
+    session: int
+    message: Grant | Reclaim
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One decision in words, with its numbers, for people."""
+
+    guest: str
+    kind: Kind
+    text: str
+
+
+Action = Record | RequestVcpus | RequestMemory | SettleMemory | Observe | Send | Log
+HypervisorAction = RequestVcpus | RequestMemory | SettleMemory | Observe

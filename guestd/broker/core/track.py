@@ -1,0 +1,112 @@
+"""One kind of resource of one guest: its place in the book and the resize under way.
+
+::
+
+            grow: record, plug, offer                      shrink: ask
+    IDLE ───────────────────────────► PLUGGING   IDLE ─────────────────► ASKING
+     ▲                                    │       ▲  ▲  refused, overdue    │ ack
+     │   hypervisor has it, or no         │       │  └──────────────────────┤
+     └── progress: settle what is there ──┘       │                         ▼
+                                                  └── hypervisor confirms ─ UNPLUGGING
+                                                      all, or stops short
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from guestd.model.messages import OrderId, Reason, ReclaimStage
+from guestd.model.resources import Kind
+
+
+class Phase(StrEnum):
+    """What is going on."""
+
+    IDLE = "idle"
+    PLUGGING = "plugging"
+    ASKING = "asking"
+    UNPLUGGING = "unplugging"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Deadlines and pauses of resizes, in seconds.
+
+    The progress deadlines begin anew with each step forward. 5 s without progress is what Xen's
+    squeezed calls an inactive domain; CPU unplug took up to 4 s in one piece when measured.
+    """
+
+    plug_progress_seconds: float = 10.0
+    ask_seconds: float = 5.0
+    urge_seconds: float = 5.0
+    overdue_seconds: float = 10.0
+    unplug_progress_seconds: float = 8.0
+    cool_down_seconds: float = 5.0  # no shrink so soon after a grow
+    retry_seconds: float = 5.0  # after a refusal or a failure, doubled each time up to the next line
+    retry_max_seconds: float = 60.0
+    stale_heartbeats: float = 3.0  # silence after which a report is stale
+    budget_window_seconds: float = 60.0
+    budget_resizes: int = 60  # resizes begun per window; shrinks may use half of it
+
+
+@dataclass(slots=True)
+class Counters:
+    """Ends of resizes since the broker started."""
+
+    grows: int = 0
+    shrinks: int = 0
+    partials: int = 0
+    refusals: int = 0
+    failures: int = 0
+
+
+@dataclass(slots=True)
+class Track:
+    """State of one kind of one guest. Amounts in millicores or bytes, times in the caller's clock."""
+
+    kind: Kind
+    reserved: int = 0
+    target: int = 0
+    reason: Reason = field(default_factory=lambda: Reason("start", "nothing decided yet"))
+    phase: Phase = Phase.IDLE
+    amount: int = 0  # where the resize under way leads
+    order: OrderId | None = None
+    stage: ReclaimStage = ReclaimStage.ASK
+    deadline: float = 0.0
+    progress: int = 0  # best seen of plugged (growing) or held (shrinking)
+    grow_after: float = 0.0
+    shrink_after: float = 0.0
+    setbacks: int = 0  # refusals and failures in a row
+    overdue: bool = False
+    announce: bool = False  # the guest has to hear its grant (again)
+    onlined: int = 0
+    begun: deque[float] = field(default_factory=deque)
+    counters: Counters = field(default_factory=Counters)
+
+    def begin(self, phase: Phase, amount: int, now: float, seconds: float, progress: int) -> None:
+        """Enter a phase that leads to `amount`, with so many seconds for the first step."""
+        if self.phase is Phase.IDLE:
+            self.begun.append(now)
+        self.phase, self.amount, self.deadline, self.progress = phase, amount, now + seconds, progress
+
+    def end(self) -> None:
+        """Back to idle; what the resize came to is the caller's to count."""
+        self.phase, self.order = Phase.IDLE, None
+
+    def succeed(self) -> None:
+        """A resize came out whole: forget the setbacks before it."""
+        self.setbacks, self.overdue = 0, False
+
+    def set_back(self, now: float, timing: Timing, asked_pause: float = 0.0) -> None:
+        """A refusal or failure: the next try waits, longer each time."""
+        pause = min(timing.retry_max_seconds, timing.retry_seconds * 2 ** min(self.setbacks, 10))
+        pause = max(pause, min(asked_pause, timing.retry_max_seconds))
+        self.setbacks += 1
+        self.shrink_after = max(self.shrink_after, now + pause)
+        self.grow_after = max(self.grow_after, now + min(pause, timing.retry_seconds))
+
+    def in_budget(self, now: float, timing: Timing, shrinking: bool) -> bool:
+        """Whether one more resize may begin (invariant 12)."""
+        while self.begun and self.begun[0] <= now - timing.budget_window_seconds:
+            self.begun.popleft()
+        return len(self.begun) < timing.budget_resizes // (2 if shrinking else 1)

@@ -1,0 +1,207 @@
+"""What the VM needs, from what it does: pure estimators, fed with samples.
+
+CPU, the law:
+
+1. Utilisation says what is used, but it saturates at what is online. Where tasks wait for a CPU
+   (`cpu.some` of PSI; without PSI: all CPUs busy and more runnable tasks than CPUs) the need is the
+   number of *runnable* tasks: the median of the last samples, so that one short burst says nothing.
+2. Where nothing waits, what is used plus a tenth is enough, and never more than is online.
+3. A lower need is believed only after it has held for `hold_seconds`: growing is cheap, flapping is not.
+
+Memory, the law:
+
+1. The need is what is in use (MemTotal - MemAvailable: page cache that can be dropped does not count),
+   plus what the kernel took for itself before MemTotal, plus headroom, plus what the present growth
+   will have used up by the time that a plug takes (`horizon_seconds`).
+2. A stall on memory (PSI) asks for a quarter more than there is, whatever the arithmetic says.
+3. `floor` is what must stay after a shrink: in use, and half of the headroom.
+
+Weak spots: cache that is worth its memory is not seen (refaults are sampled, not used yet); a program that
+allocates everything within one sampling interval is faster than any estimate.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+from guestd.model.guest import Sample
+from guestd.model.messages import Reason, Urgency
+from guestd.model.units import MIB, MILLICORES_PER_VCPU, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateSettings:
+    """Constants of the estimators; seconds, bytes, shares of 1."""
+
+    window_seconds: float = 1.0  # over which rates are taken
+    min_window_seconds: float = 0.09  # below this a rate is noise: /proc/stat counts in 10 ms
+    runnable_samples: int = 3
+    waiting_share: float = 0.15  # of the time in which some task waits for a CPU
+    cpu_spare_share: float = 0.1
+    hold_seconds: float = 6.0
+    headroom_share: float = 0.2  # of what is in use; Hyper-V's default buffer is 20 %
+    headroom_min_bytes: int = 96 * MIB
+    horizon_seconds: float = 3.0
+    moving_bytes_per_second: int = 8 * MIB
+    pressure_share: float = 0.05  # of the time in which some task stalls on memory
+
+
+@dataclass(frozen=True, slots=True)
+class CpuNeed:
+    """CPU needed and used, in millicores."""
+
+    needed_millicores: int
+    used_millicores: int
+    waiting: bool
+    urgency: Urgency
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Memory needed in all, floor, and what is in use; bytes."""
+
+    needed_bytes: int
+    floor_bytes: int
+    used_bytes: int
+    moving: bool
+    pressure: bool
+    urgency: Urgency
+    reason: Reason
+
+
+class _Held:
+    """The highest value of the last `seconds`: rises at once, falls late."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._values: deque[tuple[float, int]] = deque()
+
+    def update(self, value: int, now: float) -> int:
+        while self._values and self._values[-1][1] <= value:
+            self._values.pop()
+        self._values.append((now, value))
+        while self._values[0][0] < now - self._seconds:
+            self._values.popleft()
+        return self._values[0][1]
+
+
+class CpuEstimator:
+    """Feed it each sample with its time; it answers with the need."""
+
+    def __init__(self, settings: EstimateSettings | None = None) -> None:
+        self._settings = settings or EstimateSettings()
+        self._history: deque[tuple[float, Sample]] = deque()
+        self._held = _Held(self._settings.hold_seconds)
+
+    def update(self, sample: Sample, online: int, now: float) -> CpuNeed:
+        """:param online: CPUs online now; :param now: seconds, monotonic."""
+        settings, history = self._settings, self._history
+        history.append((now, sample))
+        while len(history) > settings.runnable_samples and history[1][0] < now - settings.window_seconds:
+            history.popleft()
+        used, some = self._rates(now)
+        runnable = median(entry.runnable for _, entry in list(history)[-settings.runnable_samples :])
+        enough_samples = len(history) >= settings.runnable_samples
+        if some is None:
+            waiting = enough_samples and runnable > online and used > 0.9 * online
+        else:
+            waiting = enough_samples and runnable > online and some > settings.waiting_share
+        if waiting:
+            needed = max(float(runnable), used)
+            shown = "all CPUs are busy" if some is None else f"tasks wait {some:.0%} of the time"
+            reason = Reason("cpu-waiting", f"{runnable:g} tasks want to run on {online} CPUs, {shown}")
+        else:
+            needed = min(used * (1 + settings.cpu_spare_share), float(online))
+            reason = Reason("cpu-used", f"{used:.2f} of {online} CPUs are used")
+        held = self._held.update(round(needed * MILLICORES_PER_VCPU), now)
+        urgency = Urgency.NOW if waiting else Urgency.NORMAL
+        return CpuNeed(held, round(used * MILLICORES_PER_VCPU), waiting, urgency, reason)
+
+    def _rates(self, now: float) -> tuple[float, float | None]:
+        """CPUs used, and the share of time in which tasks waited, over the last window."""
+        settings = self._settings
+        newest = self._history[-1][1]
+        start = next((entry for entry in self._history if entry[0] >= now - settings.window_seconds), self._history[0])
+        seconds = now - start[0]
+        if seconds < settings.min_window_seconds:
+            return 0.0, None if newest.cpu_some_us is None else 0.0
+        used = _busy_between(start[1].cpu_busy_seconds, newest.cpu_busy_seconds) / seconds
+        if newest.cpu_some_us is None or start[1].cpu_some_us is None:
+            return used, None
+        recent = self._recent(now)
+        recent_seconds = now - recent[0]
+        if recent[1].cpu_some_us is None or recent_seconds <= 0:
+            return used, None
+        return used, (newest.cpu_some_us - recent[1].cpu_some_us) / 1e6 / recent_seconds
+
+    def _recent(self, now: float) -> tuple[float, Sample]:
+        """The newest sample old enough to take a rate from: waiting is judged on the last moments."""
+        usable = [entry for entry in self._history if entry[0] <= now - self._settings.min_window_seconds]
+        return usable[-1]
+
+
+def _busy_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """Busy CPU seconds between two samples; a CPU that came or went between counts from 0, a counter
+    that went back (it does on hotplug) counts as 0.
+    """
+    return sum(max(0.0, busy - before.get(number, busy)) for number, busy in after.items())
+
+
+class MemoryEstimator:
+    """Feed it each sample with its time; it answers with the need."""
+
+    def __init__(self, settings: EstimateSettings | None = None) -> None:
+        self._settings = settings or EstimateSettings()
+        self._history: deque[tuple[float, Sample]] = deque()
+        self._held = _Held(self._settings.hold_seconds)
+
+    def update(self, sample: Sample, kernel_bytes: int, now: float) -> MemoryNeed:
+        """
+        :param kernel_bytes: what the kernel took at boot, beside MemTotal.
+        :param now: seconds, monotonic.
+        """
+        settings, history = self._settings, self._history
+        history.append((now, sample))
+        while len(history) > 2 and history[1][0] < now - settings.window_seconds:
+            history.popleft()
+        used = max(0, sample.memory_total_bytes - sample.memory_available_bytes) + sample.swap_used_bytes
+        held_bytes = sample.memory_total_bytes + kernel_bytes
+        rate = self._growth_rate(now)
+        headroom = max(settings.headroom_min_bytes, round(used * settings.headroom_share))
+        needed = kernel_bytes + used + headroom + round(rate * settings.horizon_seconds)
+        needed += max(0, needed - held_bytes) // 64  # the memmap of what is to come
+        stalled = self._stalled(now)
+        moving = rate > settings.moving_bytes_per_second
+        if stalled:
+            needed = max(needed, held_bytes + held_bytes // 4)
+            reason = Reason("memory-stall", f"tasks stall on memory, {format_size(used)} in use")
+        elif moving:
+            shown = f"{format_size(used)} in use, growing by {format_size(round(rate))}/s"
+            reason = Reason("memory-growth", shown)
+        else:
+            shown = f"{format_size(used)} in use, headroom {format_size(headroom)}"
+            reason = Reason("memory-used", shown)
+        urgency = Urgency.NOW if stalled else Urgency.SOON if moving else Urgency.NORMAL
+        floor = kernel_bytes + used + headroom // 2
+        return MemoryNeed(self._held.update(needed, now), floor, used, moving, stalled, urgency, reason)
+
+    def _growth_rate(self, now: float) -> float:
+        """Bytes per second by which available memory shrinks beyond what was taken away from the VM."""
+        before_at, before = self._history[0]
+        seconds = now - before_at
+        if seconds < self._settings.min_window_seconds:
+            return 0.0
+        newest = self._history[-1][1]
+        grown = (newest.memory_total_bytes - newest.memory_available_bytes) - (
+            before.memory_total_bytes - before.memory_available_bytes
+        )
+        return max(0.0, grown / seconds)
+
+    def _stalled(self, now: float) -> bool:
+        before_at, before = self._history[0]
+        newest, seconds = self._history[-1][1], now - before_at
+        if before.memory_some_us is None or newest.memory_some_us is None or seconds <= 0:
+            return False
+        return (newest.memory_some_us - before.memory_some_us) / 1e6 / seconds > self._settings.pressure_share
