@@ -401,3 +401,12 @@ def _seconds(name: str, duration: Duration) -> float:
     if not 0 <= seconds <= _MAX_SECONDS:
         raise ProtocolError(f"{name} is {seconds:g} s, must be within 0 s and a year")
     return seconds
+
+
+def check_amounts(fields: dict[str, int]) -> None:
+    """Check the amounts of a change of limits, by the names of their fields.
+
+    :raise ProtocolError: When one is beyond any machine.
+    """
+    for name, value in fields.items():
+        _within(name, value, MAX_CPU_MILLICORES if name.endswith("_millicores") else MAX_MEMORY_BYTES)

@@ -133,13 +133,16 @@ class BrokerMachine:
         if guest is None:
             return
         thawed = guest.vm is None or guest.vm.status is not VmStatus.RUNNING
+        rebooted = guest.vm is not None and state.resets > guest.vm.resets
         guest.vm = state
         guest.vm_fresh = state.status is not VmStatus.UNREACHABLE
         for track in guest.tracks.values():
             if state.status is VmStatus.GONE:
                 track.end()
                 track.overdue = False
-            elif thawed and track.phase is not Phase.IDLE:
+            elif rebooted:  # a virtio-mem device is empty until the guest's driver is back (14 s when measured)
+                track.deadline = max(track.deadline, now + self.timing.reboot_seconds)
+            elif thawed:
                 track.deadline = max(track.deadline, now + self.timing.plug_progress_seconds)
 
     def on_vm_failed(self, name: str, action: HypervisorAction, text: str, unknown: bool, now: float) -> None:

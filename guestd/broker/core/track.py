@@ -41,6 +41,7 @@ class Timing:
     urge_seconds: float = 5.0
     overdue_seconds: float = 10.0
     unplug_progress_seconds: float = 8.0
+    reboot_seconds: float = 60.0  # for the first step after a guest reset
     cool_down_seconds: float = 5.0  # no shrink so soon after a grow
     retry_seconds: float = 5.0  # after a refusal or a failure, doubled each time up to the next line
     retry_max_seconds: float = 60.0

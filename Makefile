@@ -1,0 +1,153 @@
+# What a fresh Debian 12 machine needs is fetched here: Debian packages by apt (as root or with sudo),
+# Python packages by pip into .venv, the guest image into build/lab.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+APT_GET := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+HOST_PYTHON ?= python3.11
+PYTEST := $(PYTHON) -m pytest
+GUEST_PYTHON ?= 3.11
+DESTDIR ?=
+PREFIX := /opt/guestd
+SITE := $(PREFIX)/lib/python$(GUEST_PYTHON)/site-packages
+STAMPS := build/stamps
+
+# Debian packages that the lab uses, as "program:package".
+VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mmdebstrap \
+	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4
+VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4
+
+.PHONY: help setup setup-vm packages-vm install-guest install-broker proto lint types test-fast test demo bench clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMPS)/venv  ## the virtual environment in .venv, with everything for development
+
+$(STAMPS)/venv: pyproject.toml
+	@mkdir -p $(STAMPS)
+	@if ! command -v $(HOST_PYTHON) >/dev/null || ! $(HOST_PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		echo '==> Python 3.11 with venv is missing: installing it from Debian'; \
+		$(APT_GET) update -q && $(APT_GET) install -qy --no-install-recommends python3.11 python3.11-venv; \
+	fi
+	@[ -x $(PYTHON) ] || { echo '==> making $(VENV)'; $(HOST_PYTHON) -m venv $(VENV); }
+	@echo '==> installing Python packages into $(VENV)'
+	@$(PYTHON) -m pip install --disable-pip-version-check -q -e '.[dev]' 'hatchling>=1.27'
+	@touch $@
+
+packages-vm:
+	@missing=''; for pair in $(VM_TOOLS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${pair%%:*}" >/dev/null || missing+=" $${pair##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "==> installing from Debian:$$missing"; \
+		$(APT_GET) update -q && $(APT_GET) install -qy --no-install-recommends $(VM_PACKAGES); \
+	fi
+
+setup-vm: setup packages-vm  ## QEMU and image tools from Debian if missing, and the guest image
+	@$(PYTHON) -m guestd.lab.image
+
+# The project as it is installed on a machine: a Python environment in /opt/guestd for that machine's own
+# /usr/bin/python3, whose Python is never run here.
+
+$(STAMPS)/site-guest: pyproject.toml | $(STAMPS)/venv
+	@echo '==> collecting Python packages for the guest'
+	@rm -rf build/site-guest && mkdir -p build $(STAMPS)
+	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+		> build/site-guest.txt
+	@$(PYTHON) -m pip install --disable-pip-version-check -q --target build/site-guest --no-compile --no-warn-conflicts \
+		--python-version $(GUEST_PYTHON) --only-binary=:all: --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		-r build/site-guest.txt
+	@rm -rf build/site-guest/bin
+	@touch $@
+
+$(STAMPS)/site-broker: pyproject.toml | $(STAMPS)/venv
+	@echo '==> collecting Python packages for the host'
+	@rm -rf build/site-broker && mkdir -p build $(STAMPS)
+	@$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*p["dependencies"], *p["optional-dependencies"]["broker"], *p["optional-dependencies"]["cli"], sep="\n")' \
+		> build/site-broker.txt
+	@$(PYTHON) -m pip install --disable-pip-version-check -q --target build/site-broker --no-compile --no-warn-conflicts \
+		--python-version $(GUEST_PYTHON) --only-binary=:all: --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+		-r build/site-broker.txt
+	@rm -rf build/site-broker/bin
+	@touch $@
+
+# $(call install-environment,SITE STAGE,NAMES OF PROGRAMS): the environment, the package and its programs
+define install-environment
+	@[ -n '$(DESTDIR)' ] || { echo 'DESTDIR= is empty: refusing to install into this machine' >&2; exit 2; }
+	@rm -rf '$(DESTDIR)$(PREFIX)'
+	@install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(SITE)' '$(DESTDIR)/usr/bin'
+	@printf 'home = /usr/bin\ninclude-system-site-packages = false\nversion = $(GUEST_PYTHON)\n' \
+		> '$(DESTDIR)$(PREFIX)/pyvenv.cfg'
+	@ln -sfn /usr/bin/python3 '$(DESTDIR)$(PREFIX)/bin/python3'
+	@cp -r build/$(1)/. '$(DESTDIR)$(SITE)/'
+	@rm -rf build/wheel && $(PYTHON) -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation \
+		-w build/wheel .
+	@$(PYTHON) -m zipfile -e build/wheel/guestd-*.whl '$(DESTDIR)$(SITE)'
+	@for program in $(2); do \
+		printf '#!$(PREFIX)/bin/python3\nimport sys\n\nfrom guestd.%s import main\n\nsys.exit(main())\n' "$${program##*:}" \
+			> '$(DESTDIR)$(PREFIX)/bin/'"$${program%%:*}"; \
+		chmod 755 '$(DESTDIR)$(PREFIX)/bin/'"$${program%%:*}"; \
+		ln -sfn $(PREFIX)/bin/"$${program%%:*}" '$(DESTDIR)/usr/bin/'"$${program%%:*}"; \
+	done
+	@if [ "$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = '$(GUEST_PYTHON)' ]; then \
+		$(PYTHON) -m compileall -q -j 2 --invalidation-mode unchecked-hash -s '$(DESTDIR)' -p / '$(DESTDIR)$(SITE)'; fi
+	@chmod -R u=rwX,go=rX '$(DESTDIR)$(PREFIX)'
+endef
+
+# $(call install-unit,NAME): systemd/NAME.service and what belongs to it; enabled
+define install-unit
+	@install -d $(addprefix '$(DESTDIR)'/usr/lib/,systemd/system systemd/system-preset sysusers.d tmpfiles.d modules-load.d) \
+		'$(DESTDIR)/etc/systemd/system/multi-user.target.wants'
+	@for unit in $(wildcard systemd/$(1).service systemd/$(1).socket systemd/$(1)-*@.service systemd/$(1)-helper*); do \
+		install -m 644 "$$unit" '$(DESTDIR)/usr/lib/systemd/system/'; done
+	@for kind in sysusers tmpfiles modules-load; do \
+		if [ -e systemd/$(1).$$kind ]; then \
+			install -m 644 systemd/$(1).$$kind '$(DESTDIR)'/usr/lib/$$kind.d/$(1).conf; fi; done
+	@echo 'enable $(1).service' > '$(DESTDIR)/usr/lib/systemd/system-preset/90-$(1).preset'
+	@[ ! -e systemd/$(1).service ] || ln -sfn /usr/lib/systemd/system/$(1).service \
+		'$(DESTDIR)/etc/systemd/system/multi-user.target.wants/$(1).service'
+endef
+
+install-guest: $(STAMPS)/site-guest  ## DESTDIR=ROOT: the guest daemon into a guest's root file system
+	$(call install-environment,site-guest,guestd:guest.main)
+	$(call install-unit,guestd)
+
+install-broker: $(STAMPS)/site-broker  ## DESTDIR=ROOT: the broker and guestctl, same layout
+	$(call install-environment,site-broker,guestd-broker:broker.main guestctl:cli.main)
+	$(call install-unit,guestd-broker)
+
+proto: setup  ## generate guestd/v1 from proto/
+	$(PYTHON) -m grpc_tools.protoc --proto_path=proto --version
+
+lint: setup  ## ruff
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types: setup  ## mypy, strict
+	$(PYTHON) -m mypy
+
+test-fast: setup  ## everything that needs no virtual machine
+	$(PYTEST) -m 'not vm'
+
+test: setup  ## everything
+	@$(MAKE) --no-print-directory setup-vm || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
+		echo '==> no virtual machines here: their tests will say what is missing'; }
+	@$(MAKE) --no-print-directory lint types
+	$(PYTEST)
+
+demo: setup-vm  ## a real VM that grows and shrinks with its load
+	$(PYTHON) -m guestd.cli.main demo
+
+bench: setup-vm  ## reaction times and footprint, into build/bench
+	$(PYTHON) -m guestd.cli.main bench
+
+clean:  ## what was built, except the virtual environment
+	rm -rf build dist

@@ -1,0 +1,242 @@
+"""The broker's configuration: what the host has, and which VMs there are.
+
+``broker.toml`` and ``broker.toml.d/*.toml`` on top of it, in the order of their names; a later file wins
+key by key. CPUs are written as 2, "1.5" or "250m", sizes as "512MiB" or in bytes.
+"""
+
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from guestd.broker.core.ledger import HostCapacity, admit
+from guestd.model.errors import AdmissionError, ConfigError
+from guestd.model.resources import Limits, Resources
+from guestd.model.units import MILLICORES_PER_VCPU, parse_cpus, parse_size
+from guestd.runtime import toml
+
+DEFAULT_PATH = Path("/etc/guestd/broker.toml")
+DEFAULT_PORT = 4747
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LONGEST_SOCKET_PATH = 107  # bytes: sun_path without its final 0
+
+Amount = int | float | str
+
+
+class HostTable(msgspec.Struct, forbid_unknown_fields=True):
+    """``[host]``"""
+
+    cpus: Amount | None = None
+    memory: Amount | None = None
+    reserve_cpus: Amount = 0
+    reserve_memory: Amount = 0
+    overhead_memory_per_guest: Amount = 0
+    cpu_overcommit: float = 1.0
+    memory_overcommit: float = 1.0
+
+
+class BrokerTable(msgspec.Struct, forbid_unknown_fields=True):
+    """``[broker]``"""
+
+    state_dir: str = "/var/lib/guestd"
+    run_dir: str = "/run/guestd-broker"
+    port: int = DEFAULT_PORT
+    heartbeat_seconds: float = 10.0
+
+
+class LimitsTable(msgspec.Struct, forbid_unknown_fields=True):
+    """``cpu = { … }`` and ``memory = { … }`` of a guest"""
+
+    min: Amount
+    max: Amount
+    weight: int = 100
+
+
+class GuestTable(msgspec.Struct, forbid_unknown_fields=True):
+    """``[guests.NAME]``"""
+
+    cpu: LimitsTable
+    memory: LimitsTable
+    qmp_socket: str
+    cid: int | None = None
+    vsock_path: str | None = None
+    vsock_privileged_ports: bool = False
+
+
+class FileTable(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file."""
+
+    host: HostTable = msgspec.field(default_factory=HostTable)
+    broker: BrokerTable = msgspec.field(default_factory=BrokerTable)
+    guests: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+
+
+class GuestConfig(msgspec.Struct, frozen=True):
+    """One VM: its limits, and where its hypervisor and its channel are.
+
+    `origin` is the last file that says something of it, or empty for one that was added by a call.
+    """
+
+    name: str
+    limits: Limits
+    qmp_socket: str
+    cid: int | None = None
+    vsock_path: str | None = None
+    vsock_privileged_ports: bool = False
+    origin: str = ""
+
+
+class BrokerConfig(msgspec.Struct, frozen=True):
+    """All of it."""
+
+    host: HostCapacity
+    state_dir: Path
+    run_dir: Path
+    port: int
+    heartbeat_seconds: float
+    guests: dict[str, GuestConfig]
+
+
+def load(path: Path) -> BrokerConfig:
+    """Read and check everything.
+
+    :raise ConfigError: Naming file, key, value and what was expected. Nothing was started.
+    """
+    files = toml.read_files(path, required=True)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source, data in files:
+        toml.convert(source, data, FileTable)
+        merged = toml.merge(merged, data)
+        origins |= dict.fromkeys(data.get("guests", {}), str(source))
+    table = toml.convert(path, merged, FileTable)
+    host = _host(path, table.host)
+    guests = {name: _guest(origins[name], name, data) for name, data in table.guests.items()}
+    _check_channels(path, guests.values())
+    try:
+        admit(host, {name: guest.limits for name, guest in guests.items()})
+    except AdmissionError as error:
+        raise ConfigError(str(path), "guests", None, str(error)) from error
+    broker = table.broker
+    if not 1 <= broker.port <= 0xFFFF_FFFE:
+        raise ConfigError(str(path), "broker.port", broker.port, "must be within 1..4294967294")
+    if not 1 <= broker.heartbeat_seconds <= 3600:
+        raise ConfigError(str(path), "broker.heartbeat_seconds", broker.heartbeat_seconds, "must be within 1..3600")
+    return BrokerConfig(
+        host, Path(broker.state_dir), Path(broker.run_dir), broker.port, broker.heartbeat_seconds, guests
+    )
+
+
+def _host(path: Path, table: HostTable) -> HostCapacity:
+    def cpus(key: str, value: Amount) -> int:
+        return _amount(str(path), f"host.{key}", value, MILLICORES_PER_VCPU, parse_cpus)
+
+    def memory(key: str, value: Amount) -> int:
+        return _amount(str(path), f"host.{key}", value, 1, parse_size)
+
+    for key in ("cpu_overcommit", "memory_overcommit"):
+        factor = getattr(table, key)
+        if not (math.isfinite(factor) and 0 < factor <= 1000):
+            raise ConfigError(str(path), f"host.{key}", factor, "must be above 0 and at most 1000")
+    own_cpus = (os.cpu_count() or 1) * MILLICORES_PER_VCPU
+    own_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpu_capacity = own_cpus if table.cpus is None else cpus("cpus", table.cpus)
+    memory_capacity = own_memory if table.memory is None else memory("memory", table.memory)
+    capacity = Resources(int(cpu_capacity * table.cpu_overcommit), int(memory_capacity * table.memory_overcommit))
+    reserve = Resources(cpus("reserve_cpus", table.reserve_cpus), memory("reserve_memory", table.reserve_memory))
+    overhead = memory("overhead_memory_per_guest", table.overhead_memory_per_guest)
+    return HostCapacity(capacity, reserve, Resources(0, overhead))
+
+
+def _guest(source: str, name: str, data: dict[str, Any]) -> GuestConfig:
+    key = f"guests.{name}"
+    table = _guest_table(source, key, data)
+    amounts = []
+    for kind, limits in (("cpu", table.cpu), ("memory", table.memory)):
+        for end in ("min", "max"):
+            value = getattr(limits, end)
+            factor, parse = (MILLICORES_PER_VCPU, parse_cpus) if kind == "cpu" else (1, parse_size)
+            amounts.append(_amount(source, f"{key}.{kind}.{end}", value, factor, parse))
+    limits_ = Limits(
+        Resources(amounts[0], amounts[2]),
+        Resources(amounts[1], amounts[3]),
+        Resources(table.cpu.weight, table.memory.weight),
+    )
+    config = GuestConfig(
+        name, limits_, table.qmp_socket, table.cid, table.vsock_path, table.vsock_privileged_ports, source
+    )
+    for problem in problems(config):
+        raise ConfigError(source, key, None, problem)
+    return config
+
+
+def _guest_table(source: str, key: str, data: dict[str, Any]) -> GuestTable:
+    try:
+        return toml.convert(Path(source), data, GuestTable)
+    except ConfigError as error:
+        inner = key if error.key == "the file" else f"{key}.{error.key}"
+        raise ConfigError(source, inner, error.value, error.expected) from error
+
+
+def problems(guest: GuestConfig) -> list[str]:
+    """What is wrong with a guest, whoever configured it; empty when nothing is."""
+    found = guest.limits.problems()
+    if not _NAME.fullmatch(guest.name):
+        found.append(f"name {guest.name!r}: letters, digits, '.', '_' and '-', at most 64, a letter or digit first")
+    if (guest.cid is None) == (guest.vsock_path is None):
+        found.append("needs either cid (AF_VSOCK) or vsock_path (unix sockets PATH_PORT), and not both")
+    if guest.cid is not None and not 3 <= guest.cid <= 0xFFFF_FFFE:
+        found.append(f"cid {guest.cid}: must be within 3..4294967294 (0, 1 and 2 are taken by vsock itself)")
+    if not guest.qmp_socket:
+        found.append("qmp_socket is empty: the path of a QMP socket that is the broker's own")
+    for path in (guest.qmp_socket, guest.vsock_path and f"{guest.vsock_path}_{DEFAULT_PORT}"):
+        if path and len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
+            found.append(f"{path}: longer than the {_LONGEST_SOCKET_PATH} bytes that a unix socket's path may have")
+    return found
+
+
+def _check_channels(path: Path, guests: Any) -> None:
+    for attribute in ("cid", "vsock_path", "qmp_socket"):
+        owners: dict[object, str] = {}
+        for guest in guests:
+            value = getattr(guest, attribute)
+            if value is None:
+                continue
+            if value in owners:
+                raise ConfigError(
+                    guest.origin or str(path),
+                    f"guests.{guest.name}.{attribute}",
+                    value,
+                    f"is {owners[value]}'s already; each VM needs its own",
+                )
+            owners[value] = guest.name
+
+
+def check_channels(guests: dict[str, GuestConfig]) -> None:
+    """Check that no two guests share a channel or a hypervisor socket.
+
+    :raise ConfigError: When two do.
+    """
+    _check_channels(Path("guests"), guests.values())
+
+
+def _amount(source: str, key: str, value: Amount, factor: int, parse: Callable[[str], int]) -> int:
+    """An amount in millicores or bytes.
+
+    :raise ConfigError: When it is negative, not a number, or not a whole amount.
+    """
+    if isinstance(value, str):
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise ConfigError(source, key, value, str(error)) from error
+    if isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ConfigError(source, key, value, "must be a number, 0 or above")
+    exact = value * factor
+    if exact != int(exact):
+        raise ConfigError(source, key, value, "is not a whole amount")
+    return int(exact)

@@ -1,0 +1,265 @@
+"""QEMU as a hypervisor: vCPUs by hotplug, memory by virtio-mem above the boot size and a balloon below.
+
+1. Boot memory is what the VM started with: ``-m`` plus any DIMMs (guestd adds none). QEMU's balloon
+   counts in the same terms: `actual` is boot memory less what is ballooned; virtio-mem is not in it.
+2. ``held = boot - ballooned + max(size, requested-size)``, ``plugged = boot - ballooned + size``.
+3. A vCPU that guestd added is called ``guestd-cpu-<slot>``; all others are never removed.
+4. After a guest reset the balloon's `actual` is the dead kernel's word: the new kernel has all its boot
+   memory until its balloon driver reports again. Until then nothing counts as ballooned.
+5. A removal that waits for the guest is asked for again only after a while, and not at each request.
+6. A VM that does not run for any reason is FROZEN (see `qmp_answers.is_running`).
+
+Weak spots: a balloon is a promise of the guest's, not a limit (`deflate-on-oom` must be off), and one
+that deflates is charged as it grows, not by its target, which QEMU doesn't tell. A guest reset that
+happens while there is no connection is not seen.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qemu.qmp import Message
+
+from guestd.broker.hypervisor import qmp_answers
+from guestd.broker.hypervisor.qmp_answers import CpuSlot, VirtioMem
+from guestd.broker.hypervisor.qmp_link import LinkState, LinkTiming, QmpLink, QmpRefused
+from guestd.model.errors import HypervisorError, HypervisorGone, HypervisorUnreachable
+from guestd.model.units import MIB, format_size, round_down
+from guestd.model.vm import VmState, VmStatus
+
+# A Linux with systemd needs about 100 MiB for itself; a balloon that goes below it kills the guest
+# instead of shrinking it. The real floor is the operator's limit and what the guest says.
+BALLOON_FLOOR_BYTES = 128 * MIB
+_BALLOON_UNIT_BYTES = MIB  # the balloon counts pages; finer steps than this are noise
+
+_WORTH_ASKING = frozenset(
+    {
+        "MEMORY_DEVICE_SIZE_CHANGE",
+        "BALLOON_CHANGE",
+        "MEM_UNPLUG_ERROR",
+        "DEVICE_DELETED",
+        "DEVICE_UNPLUG_GUEST_ERROR",
+        "ACPI_DEVICE_OST",
+        "STOP",
+        "RESUME",
+        "RESET",
+        "SHUTDOWN",
+        "POWERDOWN",
+        "SUSPEND",
+        "SUSPEND_DISK",
+        "WAKEUP",
+        "MIGRATION",
+        "GUEST_PANICKED",
+        "BLOCK_IO_ERROR",
+        "WATCHDOG",
+    }
+)
+_NO_BALLOON = frozenset({"DeviceNotActive", "KVMMissingCap"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """QEMU's view of a VM's memory, all in bytes."""
+
+    boot: int
+    ballooned: int
+    has_balloon: bool
+    devices: tuple[VirtioMem, ...]
+
+    @property
+    def minimum(self) -> int:
+        return min(self.boot, BALLOON_FLOOR_BYTES) if self.has_balloon else self.boot
+
+    @property
+    def maximum(self) -> int:
+        return self.boot + sum(device.maximum for device in self.devices)
+
+    @property
+    def unit(self) -> int:
+        if self.devices:
+            return max(device.block for device in self.devices)  # powers of two
+        return _BALLOON_UNIT_BYTES if self.has_balloon else 1
+
+    @property
+    def plugged(self) -> int:
+        return self.boot - self.ballooned + sum(device.size for device in self.devices)
+
+    @property
+    def held(self) -> int:
+        return self.boot - self.ballooned + sum(max(device.size, device.requested) for device in self.devices)
+
+
+class QemuVm:
+    """A VM of QEMU's, by a QMP socket that is the broker's own. Implements `base.Vm`.
+
+    :param unplug_repeat_seconds: How long a removal of a vCPU may wait for the guest before a request
+        asks for it again.
+    :param notify_seconds: Events within this time of each other cause one `on_change`.
+    """
+
+    def __init__(
+        self,
+        qmp_socket: Path,
+        timing: LinkTiming | None = None,
+        unplug_repeat_seconds: float = 5.0,
+        notify_seconds: float = 0.01,
+    ) -> None:
+        self._link = QmpLink(qmp_socket, self._on_event, self._on_link_change, timing)
+        self._unplug_repeat_seconds = unplug_repeat_seconds
+        self._notify_seconds = notify_seconds
+        self._on_change: Callable[[], None] | None = None
+        self._notify: asyncio.TimerHandle | None = None
+        self._requests = asyncio.Lock()  # a request reads, then acts: one at a time
+        self._unplug_asked: dict[str, float] = {}  # device id → loop time
+        self._resets = 0
+        self._reset_at: float | None = None  # QEMU's time of a reset that the balloon has not reported after
+
+    async def open(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        await self._link.open()
+
+    async def close(self) -> None:
+        self._on_change = None
+        await self._link.close()
+        if self._notify is not None:
+            self._notify.cancel()
+            self._notify = None
+
+    async def observe(self) -> VmState:
+        try:
+            return await self._ask()
+        except HypervisorGone:
+            return VmState(VmStatus.GONE)
+        except HypervisorUnreachable:
+            return VmState(VmStatus.GONE if self._link.state is LinkState.GONE else VmStatus.UNREACHABLE)
+
+    async def request_vcpus(self, count: int) -> None:
+        async with self._requests:
+            slots = await self._cpu_slots()
+            plugged = [slot for slot in slots if slot.qom_path is not None]
+            if count > len(slots):
+                raise HypervisorError(f"{count} vCPUs asked for, but the machine has {len(slots)} slots")
+            free = [slot for slot in slots if slot.qom_path is None]
+            for slot in free[: max(0, count - len(plugged))]:
+                await self._link.execute("device_add", {**slot.props, "driver": slot.driver, "id": slot.device_id})
+            removable = [slot for slot in reversed(plugged) if slot.removable]
+            for slot in removable[: max(0, len(plugged) - count)]:
+                await self._unplug(slot)
+
+    async def request_memory(self, amount_bytes: int) -> None:
+        async with self._requests:
+            memory = await self._memory()
+            if amount_bytes > memory.maximum:
+                asked, most = format_size(amount_bytes), format_size(memory.maximum)
+                raise HypervisorError(f"{asked} asked for, but the VM can have {most} at most")
+            above_boot = max(0, amount_bytes - memory.boot)
+            for device in memory.devices:
+                share = round_down(min(above_boot, device.maximum), device.block)
+                above_boot -= share
+                await self._resize(device, share)
+            if memory.has_balloon:
+                below_boot = max(round_down(amount_bytes, memory.unit), memory.minimum)
+                target = memory.boot if amount_bytes >= memory.boot else below_boot
+                await self._link.execute("balloon", {"value": target})
+
+    async def settle_memory(self) -> None:
+        async with self._requests:
+            memory = await self._memory()
+            for device in memory.devices:
+                await self._resize(device, device.size)
+            if memory.has_balloon:
+                await self._link.execute("balloon", {"value": memory.boot - memory.ballooned})
+
+    async def _ask(self) -> VmState:
+        running = qmp_answers.is_running(await self._link.execute("query-status"))
+        migrating = qmp_answers.is_migrating(await self._link.execute("query-migrate"))
+        slots = await self._cpu_slots()
+        memory = await self._memory()
+        plugged = sum(slot.qom_path is not None for slot in slots)
+        return VmState(
+            status=VmStatus.RUNNING if running and not migrating else VmStatus.FROZEN,
+            vcpus=plugged,
+            vcpus_min=plugged - sum(slot.removable for slot in slots),
+            vcpus_max=len(slots),
+            boot_memory_bytes=memory.boot,
+            memory_plugged_bytes=memory.plugged,
+            memory_held_bytes=memory.held,
+            memory_min_bytes=memory.minimum,
+            memory_max_bytes=memory.maximum,
+            memory_unit_bytes=memory.unit,
+            resets=self._resets,
+        )
+
+    async def _cpu_slots(self) -> tuple[CpuSlot, ...]:
+        return qmp_answers.cpu_slots(await self._link.execute("query-hotpluggable-cpus"))
+
+    async def _memory(self) -> _Memory:
+        base = qmp_answers.base_memory(await self._link.execute("query-memory-size-summary"))
+        added = qmp_answers.memory_devices(await self._link.execute("query-memory-devices"))
+        boot = base + added.dimm_bytes
+        actual = await self._balloon_actual()
+        trusted = actual is not None and self._reset_at is None
+        return _Memory(
+            boot=boot,
+            ballooned=max(0, boot - actual) if actual is not None and trusted else 0,
+            has_balloon=actual is not None,
+            devices=added.virtio_mem,
+        )
+
+    async def _balloon_actual(self) -> int | None:
+        """None where there is no balloon."""
+        try:
+            return qmp_answers.balloon_actual(await self._link.execute("query-balloon"))
+        except QmpRefused as error:
+            if error.error_class in _NO_BALLOON:
+                return None
+            raise
+
+    async def _resize(self, device: VirtioMem, size: int) -> None:
+        if device.requested != size:
+            what = {"path": device.qom_path, "property": "requested-size", "value": size}
+            await self._link.execute("qom-set", what)
+
+    async def _unplug(self, slot: CpuSlot) -> None:
+        now = asyncio.get_running_loop().time()
+        asked = self._unplug_asked.get(slot.device_id)
+        if asked is not None and now - asked < self._unplug_repeat_seconds:
+            return
+        try:
+            await self._link.execute("device_del", {"id": slot.device_id})
+        except QmpRefused as error:
+            under_way = "already in the process of unplug" in str(error)
+            if not under_way and error.error_class != "DeviceNotFound":
+                raise
+        self._unplug_asked[slot.device_id] = now
+
+    def _on_event(self, event: Message) -> None:
+        name, data, seconds = qmp_answers.event_parts(event)
+        if name not in _WORTH_ASKING:
+            return
+        if name == "RESET":
+            self._resets += 1
+            self._reset_at = seconds
+            self._unplug_asked.clear()
+        elif name == "BALLOON_CHANGE" and self._reset_at is not None and seconds > self._reset_at:
+            self._reset_at = None  # QEMU may deliver an older change late: hence the comparison
+        elif name == "DEVICE_DELETED":
+            self._unplug_asked.pop(str(data.get("device")), None)
+        self._notify_soon()
+
+    def _on_link_change(self) -> None:
+        if self._link.state is not LinkState.CONNECTED:  # what was seen ends with its connection
+            self._resets = 0
+            self._reset_at = None
+            self._unplug_asked.clear()
+        self._notify_soon()
+
+    def _notify_soon(self) -> None:
+        if self._notify is None and self._on_change is not None:
+            self._notify = asyncio.get_running_loop().call_later(self._notify_seconds, self._notify_now)
+
+    def _notify_now(self) -> None:
+        self._notify = None
+        if self._on_change is not None:
+            self._on_change()

@@ -1,0 +1,133 @@
+"""`guestd-broker`: the host's daemon."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import guestd
+from guestd.broker import config as configuration
+from guestd.broker.config import BrokerConfig, GuestConfig
+from guestd.broker.engine import Engine
+from guestd.broker.hypervisor.qemu import QemuVm
+from guestd.broker.journal import Journal
+from guestd.model.errors import AdmissionError, ConfigError, GuestdError, JournalError
+from guestd.runtime import logs, notify
+from guestd.wire.relay import IngressRelay, Peers, vsock_listener
+from guestd.wire.server import serve_admin, serve_guests, serve_monitor
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Parse the command line and run. Exit codes: 0 done, 1 failed, 2 usage or configuration."""
+    parser = argparse.ArgumentParser(prog="guestd-broker", description=__doc__)
+    parser.add_argument("--version", action="version", version=guestd.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("run", "serve the guests of this host"), ("check", "check the configuration and exit")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--config", type=Path, default=configuration.DEFAULT_PATH, metavar="FILE")
+        command.add_argument("--verbose", action="store_true", help="log details too")
+    arguments = parser.parse_args()
+    logs.setup(verbose=arguments.verbose)
+    try:
+        config = configuration.load(arguments.config)
+        if arguments.command == "run":
+            asyncio.run(_run(arguments.config, config))
+    except (ConfigError, AdmissionError) as error:
+        print(f"guestd-broker: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    except (GuestdError, OSError) as error:
+        print(f"guestd-broker: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+def _make_vm(guest: GuestConfig) -> QemuVm:
+    return QemuVm(Path(guest.qmp_socket))
+
+
+def _listen_vsock(relay: IngressRelay, engine: Engine, config: BrokerConfig) -> None:
+    """Listen on AF_VSOCK where the host has it and a guest needs it."""
+    if not any(guest.cid is not None for guest in config.guests.values()) and not Path("/dev/vhost-vsock").exists():
+        return
+    try:
+        sock = vsock_listener(config.port)
+    except OSError as error:
+        _log.error(
+            "no AF_VSOCK listener (%s): guests with a cid cannot reach this broker; is vhost_vsock loaded?", error
+        )
+        return
+    relay.listen_vsock(sock, engine.guest_of_cid)
+
+
+def _private_directory(path: Path) -> Path:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+async def _run(path: Path, config: BrokerConfig) -> None:
+    run_dir = config.run_dir
+    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+    guests_dir = _private_directory(run_dir / "guests")
+    peers = Peers()
+    relay = IngressRelay(guests_dir / "server.sock", peers)
+    engine = Engine(config, Journal(config.state_dir / "journal.db"), _make_vm, relay)
+    await engine.start()
+    servers = [
+        await serve_guests(engine, peers, guests_dir / "server.sock"),
+        await serve_monitor(engine, run_dir / "monitor.sock"),
+        await serve_admin(engine, run_dir / "admin.sock"),
+    ]
+    _listen_vsock(relay, engine, config)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(_reload(path, engine))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    notify.ready(f"{len(config.guests)} guests configured")
+    _log.info("broker %s epoch %d: %d guests", guestd.__version__, engine.machine.epoch, len(config.guests))
+    waiting = [
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(engine.wait()),
+        asyncio.create_task(notify.keep_alive()),
+    ]
+    try:
+        done, _ = await asyncio.wait(waiting[:2], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        notify.stopping()
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await relay.close()
+        for server in servers:
+            await server.stop(0.2)
+        await engine.stop()
+
+
+async def _reload(path: Path, engine: Engine) -> None:
+    """`systemctl reload`: a mistake in the files leaves everything as it was."""
+    notify.reloading()
+    try:
+        config = configuration.load(path)
+        await engine.reload(config)
+    except (ConfigError, AdmissionError, JournalError) as error:
+        _log.error("reload refused, nothing changed: %s", error)
+    else:
+        _log.info("reloaded: %d guests", len(config.guests))
+    notify.ready("reloaded")
+
+
+if __name__ == "__main__":
+    main()

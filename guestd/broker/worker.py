@@ -1,0 +1,92 @@
+"""One VM's requests, one after the other, so that answers about it arrive in the order of the questions."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+from guestd.broker.core.actions import HypervisorAction, Observe, RequestMemory, RequestVcpus, SettleMemory
+from guestd.broker.hypervisor.base import Vm
+from guestd.model.errors import HypervisorError, OutcomeUnknown
+from guestd.model.vm import VmState, VmStatus
+
+_RETRY_SECONDS = 0.5
+_WATCH_SECONDS = 5.0
+"""An observation even if no event came: a lost event only delays."""
+
+
+class VmWorker:
+    """Carries out the machine's actions on one VM and reports what came of them."""
+
+    def __init__(
+        self,
+        vm: Vm,
+        on_state: Callable[[VmState], None],
+        on_failed: Callable[[HypervisorAction, HypervisorError], None],
+        name: str,
+    ) -> None:
+        self._vm, self._on_state, self._on_failed, self._name = vm, on_state, on_failed, name
+        self._queue: asyncio.Queue[HypervisorAction] = asyncio.Queue()
+        self._observing = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Watch the VM until `close`."""
+        await self._vm.open(self.observe)
+        self._task = asyncio.create_task(self._work())
+
+    def submit(self, action: HypervisorAction) -> None:
+        """Queue an action; an observation that is queued already is not queued twice."""
+        if isinstance(action, Observe):
+            self.observe()
+        else:
+            self._queue.put_nowait(action)
+            self._observing = False  # what follows a request must be asked after it
+            self.observe()
+
+    def observe(self) -> None:
+        """Ask the hypervisor soon."""
+        if not self._observing:
+            self._observing = True
+            self._queue.put_nowait(Observe(self._name))
+
+    async def _work(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_WATCH_SECONDS):
+                    action = await self._queue.get()
+            except TimeoutError:
+                action = Observe(self._name)
+            try:
+                await self._perform(action)
+            except HypervisorError as error:
+                self._on_failed(action, error)
+                if isinstance(action, Observe):
+                    await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _perform(self, action: HypervisorAction) -> None:
+        match action:
+            case Observe():
+                self._observing = False
+                state = await self._vm.observe()
+                self._on_state(state)
+                if state.status is VmStatus.UNREACHABLE:
+                    await asyncio.sleep(0)
+            case RequestVcpus():
+                await self._vm.request_vcpus(action.count)
+            case RequestMemory():
+                await self._vm.request_memory(action.amount_bytes)
+            case SettleMemory():
+                await self._vm.settle_memory()
+
+    async def close(self) -> None:
+        """Stop watching; the VM stays as it is."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._vm.close()
+
+
+def is_unknown(error: HypervisorError) -> bool:
+    """Whether the command may have been carried out."""
+    return isinstance(error, OutcomeUnknown)

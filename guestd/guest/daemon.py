@@ -1,0 +1,178 @@
+"""The guest daemon around its core: samples, watches, dials, and carries out what the machine decides."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+from guestd.guest.core.machine import Action, Do, GuestMachine, Log, Rescan, Say, TakeSample
+from guestd.guest.core.ops import HandResult, Op
+from guestd.model.errors import ProtocolError, UnreachableError
+from guestd.model.guest import Inventory, Sample
+from guestd.model.messages import BrokerMessage, Grant, Reclaim, Welcome
+from guestd.wire.link import Stream, converse
+from guestd.wire.relay import DialRelay
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 5.0
+
+
+class Hands(Protocol):
+    """What the daemon needs of the helper."""
+
+    async def batch(self, ops: tuple[Op, ...], deadline_seconds: float) -> list[HandResult]: ...
+
+
+class Daemon:
+    """One guest, alive.
+
+    :param sense: reads the load.
+    :param scan: reads CPUs and memory blocks.
+    :param dial: opens a connection to the broker.
+    """
+
+    def __init__(
+        self,
+        machine: GuestMachine,
+        sense: Callable[[], Sample],
+        scan: Callable[[], Inventory],
+        hands: Hands,
+        dial: Callable[[], Awaitable[socket.socket]],
+        run_dir: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._machine, self._sense, self._scan, self._hands = machine, sense, scan, hands
+        self._relay = DialRelay(run_dir / "relay.sock", dial)
+        self._relay_path = run_dir / "relay.sock"
+        self._clock = clock
+        self._stream: Stream | None = None
+        self._wake = asyncio.Event()
+        self._working: set[asyncio.Task[None]] = set()
+        self.status = "starting"
+        """What the daemon is at, in words, for the service manager."""
+
+    async def run(self) -> None:
+        """Until cancelled. Ending changes nothing in the VM."""
+        await self._relay.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._decide())
+                group.create_task(self._talk())
+        finally:
+            for task in self._working:
+                task.cancel()
+            await self._relay.close()
+
+    def on_hotplug(self) -> None:
+        """An event said that something came or went."""
+        self._machine.on_hotplug(self._clock())
+        self._wake.set()
+
+    def on_pressure(self) -> None:
+        """A PSI trigger fired."""
+        self._machine.on_pressure(self._clock())
+        self._wake.set()
+
+    # ---- decisions -------------------------------------------------------------------------------
+
+    async def _decide(self) -> None:
+        while True:
+            self._wake.clear()
+            now = self._clock()
+            for action in self._machine.next_actions(now):
+                self._perform(action)
+            # What was performed may have led to more (a sample to a demand): ask until nothing is left.
+            for action in self._machine.next_actions(self._clock()):
+                self._perform(action)
+            pause = self._machine.wake_at(self._clock()) - self._clock()
+            if pause > 0:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+            else:
+                await asyncio.sleep(0)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case TakeSample():
+                self._machine.on_sample(self._sense(), self._clock())
+            case Rescan():
+                self._machine.on_inventory(self._scan(), self._clock())
+            case Do():
+                task = asyncio.create_task(self._do(action))
+                self._working.add(task)
+                task.add_done_callback(self._working.discard)
+            case Say():
+                self._say(action)
+            case Log():
+                _log.info("%s", action.text)
+
+    async def _do(self, action: Do) -> None:
+        for result in await self._hands.batch(action.ops, action.deadline_seconds):
+            _log.info("%s", result)
+            self._machine.on_result(result, self._clock())
+        self._wake.set()
+
+    def _say(self, action: Say) -> None:
+        if self._stream is not None:
+            try:
+                self._stream.say(action.message)
+            except UnreachableError as error:
+                _log.warning("%s", error)
+
+    # ---- the broker ------------------------------------------------------------------------------
+
+    async def _talk(self) -> None:
+        """Keep one stream open; between tries wait longer each time, with jitter, so that a thousand
+        guests don't come back in the same instant.
+        """
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            began = self._clock()
+            try:
+                await converse(self._relay_path, self._machine.hello(), self._on_open, self._on_message)
+            except (UnreachableError, ProtocolError) as error:
+                if self._stream is not None or pause == _FIRST_PAUSE_SECONDS:
+                    _log.warning("no broker: %s; everything stays as it is, trying again", error)
+            finally:
+                self._stream = None
+                self._machine.on_disconnected()
+            self.status = "waiting for the broker"
+            if self._clock() - began > _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
+            pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.6)
+
+    def _on_open(self, stream: Stream, welcome: Welcome) -> None:
+        self._stream = stream
+        self.status = f"served as {welcome.guest}"
+        self._machine.on_welcome(welcome, self._clock())
+        self._wake.set()
+
+    def _on_message(self, message: BrokerMessage) -> None:
+        if isinstance(message, Grant | Reclaim):
+            self._machine.on_order(message, self._clock())
+            self._wake.set()
+        elif isinstance(message, Welcome):
+            raise ProtocolError("the broker said welcome twice")
+
+
+async def dial_unix(path: str) -> socket.socket:
+    """A connection to a broker's unix socket.
+
+    :raise OSError: When nobody listens there.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, path)
+    except OSError:
+        sock.close()
+        raise
+    return sock

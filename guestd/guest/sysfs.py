@@ -1,0 +1,196 @@
+"""CPUs and memory blocks as the guest kernel has them now. Reads only; the root helper writes.
+
+1. What is not offered here is an empty field, never an error.
+2. Anything may vanish between listing and reading (the host can take a block back at any time): it is left out.
+3. CPU 0, isolated CPUs and CPUs without an `online` file are pinned: never offlined.
+4. A machine can have thousands of blocks. A look that is handed the one before it (`previous`) reads again
+   only blocks that are new, that were not online, or that `changed` names; a full look remains the
+   reconciling timer's matter. The zone of a block is read only when it is online: before that it has none.
+"""
+
+import errno
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock
+
+_CPU = "sys/devices/system/cpu"
+_MEMORY = "sys/devices/system/memory"
+_VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
+_STATES = {state.value: state for state in BlockState}
+
+
+def read_inventory(
+    root: Path | str = "/", previous: Inventory | None = None, changed: Collection[int] = ()
+) -> Inventory:
+    """All CPUs and memory blocks, and the sizes of the zones.
+
+    :param previous: An earlier answer for the same root; its online blocks are believed (see rule 4).
+    :param changed: Blocks that are read again all the same.
+    :raise OSError: When a file that exists cannot be read for a reason other than vanishing.
+    :raise ValueError: When a file holds something that is not in the kernel's documentation.
+    """
+    root = Path(root)
+    present = read_cpus(root, "present")
+    known = {block.index: block for block in previous.blocks} if previous is not None else {}
+    for index in changed:
+        known.pop(index, None)
+    block_size = _read(root / _MEMORY / "block_size_bytes")
+    kernel_zone, kernel_free, movable_zone = read_zones(root)
+    return Inventory(
+        cpus_possible=read_cpus(root, "possible"),
+        cpus_present=present,
+        cpus_online=read_cpus(root, "online"),
+        cpus_pinned=_read_pinned(root, present),
+        block_bytes=int(block_size, 16) if block_size else 0,
+        blocks=_read_blocks(root / _MEMORY, known) if block_size else (),
+        kernel_zone_bytes=kernel_zone,
+        kernel_free_bytes=kernel_free,
+        movable_zone_bytes=movable_zone,
+    )
+
+
+def parse_cpu_list(text: str) -> frozenset[int]:
+    """CPU numbers from a list such as ``0-3,8``; an empty text is no CPUs.
+
+    :raise ValueError: When it is not such a list.
+    """
+    numbers: set[int] = set()
+    for part in text.strip().split(","):
+        if not part or part == "(null)":  # kernels before 5.1 print an empty `isolated` so
+            continue
+        first, dash, last = part.partition("-")
+        low = int(first)
+        high = int(last) if dash else low
+        if not 0 <= low <= high < 1 << 20:
+            raise ValueError(f"{text!r} is not a list of CPUs")
+        numbers.update(range(low, high + 1))
+    return frozenset(numbers)
+
+
+def parse_zones(text: str) -> tuple[int, int, int]:
+    """Pages of `/proc/zoneinfo`: managed in kernel zones, free in kernel zones, managed in ZONE_MOVABLE."""
+    kernel = free = movable = 0
+    zone = ""
+    for line in text.splitlines():
+        if line.startswith("Node "):
+            zone = line.rpartition(" ")[2]
+        elif line.startswith("        managed"):
+            if zone == "Movable":
+                movable += int(line[15:])
+            elif zone != "Device":
+                kernel += int(line[15:])
+        elif line.startswith("  pages free") and zone not in ("Movable", "Device"):
+            free += int(line[12:])
+    return kernel, free, movable
+
+
+def read_cpus(root: Path | str, which: str) -> frozenset[int]:
+    """The CPUs of one list: possible, present, online, isolated, …"""
+    return parse_cpu_list(_read(Path(root) / _CPU / which) or "")
+
+
+def read_zones(root: Path | str = "/") -> tuple[int, int, int]:
+    """Bytes managed in kernel zones, free in kernel zones, and managed in ZONE_MOVABLE."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    kernel, free, movable = parse_zones(_read(Path(root) / "proc/zoneinfo") or "")
+    return kernel * page, free * page, movable * page
+
+
+def capabilities(root: Path | str = "/") -> frozenset[Capability]:
+    """What the kernel offers here. Whether we may use CPU_ONLINE and MEMORY_ONLINE depends on the root helper."""
+    root = Path(root)
+    found = set()
+    if (root / _CPU / "hotplug").is_dir() or any((root / _CPU).glob("cpu[0-9]*/online")):
+        found.add(Capability.CPU_ONLINE)
+    if (root / _MEMORY / "block_size_bytes").exists():
+        found.add(Capability.MEMORY_ONLINE)
+    if driver_bound(root, "virtio_mem"):
+        found.add(Capability.VIRTIO_MEM)
+    if driver_bound(root, "virtio_balloon"):
+        found.add(Capability.BALLOON)
+    if _offers_pressure(root):
+        found.add(Capability.PSI)
+    return frozenset(found)
+
+
+def driver_bound(root: Path | str, driver: str) -> bool:
+    """Whether a virtio driver is loaded and drives at least one device."""
+    return any((Path(root) / "sys/bus/virtio/drivers" / driver).glob("virtio[0-9]*"))
+
+
+def _offers_pressure(root: Path) -> bool:
+    try:
+        return bool(_read(root / "proc/pressure/memory"))
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:  # compiled in, switched off
+            return False
+        raise
+
+
+def _read(path: Path) -> str | None:
+    """The file's text, or None when it is not there (any more)."""
+    try:
+        return path.read_text("ascii")
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return None
+        raise
+
+
+def _read_pinned(root: Path, present: frozenset[int]) -> frozenset[int]:
+    cpus = root / _CPU
+    fixed = {number for number in present if number == 0 or not (cpus / f"cpu{number}/online").exists()}
+    return read_cpus(root, "isolated") | fixed
+
+
+def _read_blocks(memory: Path, known: dict[int, MemoryBlock]) -> tuple[MemoryBlock, ...]:
+    directory = os.open(memory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        blocks = []
+        with os.scandir(directory) as entries:
+            names = [entry.name for entry in entries]
+        for name in names:
+            if not name.startswith("memory") or not name[6:].isdecimal():
+                continue
+            before = known.get(int(name[6:]))
+            if before is not None and before.state is BlockState.ONLINE:
+                blocks.append(before)
+                continue
+            block = _read_block(directory, name)
+            if block is not None:
+                blocks.append(block)
+    finally:
+        os.close(directory)
+    blocks.sort(key=lambda block: block.index)
+    return tuple(blocks)
+
+
+def _read_block(directory: int, name: str) -> MemoryBlock | None:
+    text = _read_at(directory, name + "/state")
+    if text is None:
+        return None
+    state = _STATES.get(text.strip())
+    if state is None:
+        raise ValueError(f"{name}/state: {text!r} is not a state that is known")
+    zones = (_read_at(directory, name + "/valid_zones") or "") if state is BlockState.ONLINE else ""
+    return MemoryBlock(int(name[6:]), state, zones.strip() == "Movable")
+
+
+def _read_at(directory: int, name: str) -> str | None:
+    """Like `_read`, for a path below an open directory: no object and no long path per file."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return None
+        raise
+    try:
+        return os.read(fd, 256).decode("ascii")
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return None
+        raise
+    finally:
+        os.close(fd)

@@ -1,0 +1,243 @@
+"""Byte relays between vsock and unix sockets, because grpcio's wheels are built without vsock.
+
+In the guest `dial_relay` listens on a unix socket for the guest's own gRPC channel and connects each
+connection to the host. On the host an `IngressRelay` takes guests' connections from AF_VSOCK or from
+per-VM unix sockets, finds out from the transport which VM it is, and connects to the gRPC server from an
+abstract unix name that `Peers` knows: the server sees that name as its peer, and nobody else can
+connect there, because the server's own socket lies in a directory of mode 0700.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_CHUNK_BYTES = 64 * 1024
+LAST_PRIVILEGED_PORT = 1023
+"""LAST_RESERVED_PORT of net/vmw_vsock/af_vsock.c: binding below needs CAP_NET_BIND_SERVICE."""
+MAX_CONNECTIONS_PER_GUEST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Whose connection it is, and how that is known."""
+
+    guest: str
+    channel: str
+
+
+class Peers:
+    """Names of the relay's own ends of connections to the gRPC server, while they last."""
+
+    def __init__(self) -> None:
+        self._prefix = f"guestd-{os.getpid()}-{secrets.token_hex(8)}"
+        self._peers: dict[str, Peer] = {}
+        self._next = 0
+
+    def add(self, peer: Peer) -> str:
+        """A fresh abstract name (without its leading zero byte) for a connection of that peer."""
+        self._next += 1
+        name = f"{self._prefix}-{self._next}"
+        self._peers[name] = peer
+        return name
+
+    def remove(self, name: str) -> None:
+        self._peers.pop(name, None)
+
+    def find(self, grpc_peer: str) -> Peer | None:
+        """The peer by what gRPC's `context.peer()` says."""
+        return self._peers.get(grpc_peer.removeprefix("unix-abstract:"))
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError, OSError):
+        while data := await reader.read(_CHUNK_BYTES):
+            writer.write(data)
+            await writer.drain()
+    with contextlib.suppress(ConnectionError, OSError, RuntimeError):
+        if writer.can_write_eof():
+            writer.write_eof()
+
+
+async def _pump(
+    one: tuple[asyncio.StreamReader, asyncio.StreamWriter], other: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+) -> None:
+    """Copy both ways until both are at their end; close both, whatever happens."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_copy(one[0], other[1]))
+            group.create_task(_copy(other[0], one[1]))
+    finally:
+        for _, writer in (one, other):
+            writer.close()
+        for _, writer in (one, other):
+            with contextlib.suppress(ConnectionError, OSError):
+                await writer.wait_closed()
+
+
+class _Listener:
+    """Accepts on one socket and runs a task for each connection; closing ends all of them."""
+
+    def __init__(self, sock: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
+        self._sock = sock
+        self._serve = serve
+        self._connections: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.create_task(self._accept())
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sock.setblocking(False)
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(self._sock)
+            except OSError as error:
+                _log.warning("cannot accept a connection (%s), trying again in 1 s", error)
+                await asyncio.sleep(1)
+                continue
+            task = asyncio.create_task(self._run(connection))
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+
+    async def _run(self, connection: socket.socket) -> None:
+        try:
+            await self._serve(connection)
+        except (OSError, EOFError) as error:
+            _log.info("a connection ended: %s", error)
+        finally:
+            connection.close()
+
+    async def close(self) -> None:
+        tasks = [self._accepting, *self._connections]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._sock.close()
+
+
+def unix_listener(path: Path, mode: int = 0o600) -> socket.socket:
+    """A listening unix socket at `path`; one that is left over there is replaced.
+
+    :raise OSError: When the path is too long, or its directory is missing or not writable.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(path))
+        path.chmod(mode)
+        sock.listen(64)
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from None
+    return sock
+
+
+def vsock_listener(port: int) -> socket.socket:
+    """A listening AF_VSOCK socket.
+
+    :raise OSError: When the host has no vsock, or the port is taken.
+    """
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        sock.bind((socket.VMADDR_CID_ANY, port))
+        sock.listen(64)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+class DialRelay:
+    """The guest's relay: a unix socket whose connections `dial` takes to the host."""
+
+    def __init__(self, path: Path, dial: Callable[[], Awaitable[socket.socket]]) -> None:
+        self._path = path
+        self._dial = dial
+        self._listener: _Listener | None = None
+
+    async def start(self) -> None:
+        """:raise OSError: When the socket cannot be made."""
+        self._listener = _Listener(unix_listener(self._path), self._serve)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        upstream = await self._dial()
+        await _pump(await asyncio.open_connection(sock=connection), await asyncio.open_connection(sock=upstream))
+
+    async def close(self) -> None:
+        if self._listener is not None:
+            await self._listener.close()
+            self._path.unlink(missing_ok=True)
+
+
+class IngressRelay:
+    """The host's relay: guests' connections to the gRPC server's unix socket, each under a name in `peers`."""
+
+    def __init__(self, server_path: Path, peers: Peers) -> None:
+        self._server_path = server_path
+        self._peers = peers
+        self._listeners: dict[str, _Listener] = {}
+        self._open: Counter[str] = Counter()
+
+    def listen_unix(self, guest: str, path: Path, privileged_ports: bool) -> None:
+        """Take connections at `path` for that guest: the socket is the identity.
+
+        :param privileged_ports: the device behind the socket lets only ports below 1024 through.
+        :raise OSError: When the socket cannot be made.
+        """
+        channel = "unix" if privileged_ports else "unix, process-unproven"
+
+        async def serve(connection: socket.socket) -> None:
+            await self._connect(connection, Peer(guest, channel))
+
+        self._listeners[guest] = _Listener(unix_listener(path), serve)
+
+    def listen_vsock(self, sock: socket.socket, guest_of: Callable[[int], str | None]) -> None:
+        """Take connections on an AF_VSOCK socket: the peer's CID is the identity, a port below 1024
+        proves that root opened it.
+        """
+
+        async def serve(connection: socket.socket) -> None:
+            cid, port = connection.getpeername()
+            guest = guest_of(cid)
+            if guest is None:
+                _log.warning("a connection from vsock CID %d, which is no guest's: closed", cid)
+            elif port > LAST_PRIVILEGED_PORT:
+                _log.warning("a connection from CID %d port %d, not opened by root in %s: closed", cid, port, guest)
+            else:
+                await self._connect(connection, Peer(guest, "vsock"))
+
+        self._listeners[""] = _Listener(sock, serve)
+
+    async def stop_listening(self, guest: str) -> None:
+        """End the guest's unix listener and its connections."""
+        listener = self._listeners.pop(guest, None)
+        if listener is not None:
+            await listener.close()
+
+    async def _connect(self, connection: socket.socket, peer: Peer) -> None:
+        if self._open[peer.guest] >= MAX_CONNECTIONS_PER_GUEST:
+            _log.warning("%s has %d connections open already: closed", peer.guest, MAX_CONNECTIONS_PER_GUEST)
+            return
+        self._open[peer.guest] += 1
+        name = self._peers.add(peer)
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            server.setblocking(False)
+            server.bind(f"\0{name}")
+            await asyncio.get_running_loop().sock_connect(server, str(self._server_path))
+            await _pump(await asyncio.open_connection(sock=connection), await asyncio.open_connection(sock=server))
+        finally:
+            server.close()
+            self._peers.remove(name)
+            self._open[peer.guest] -= 1
+
+    async def close(self) -> None:
+        for guest in list(self._listeners):
+            await self.stop_listening(guest)

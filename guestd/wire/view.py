@@ -1,0 +1,93 @@
+"""What the monitor shows, to the wire: `guestd.model.view` in the words of monitor.proto."""
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from guestd.model.resources import Kind
+from guestd.model.view import GuestView, HostView, LimitsOrigin, ResizePhase, ResourceView
+from guestd.model.vm import VmStatus
+from guestd.v1 import common_pb2, monitor_pb2
+from guestd.wire.convert import limits_to_wire, reason_to_wire, resources_to_wire
+
+_KIND = {Kind.CPU: common_pb2.RESOURCE_KIND_CPU, Kind.MEMORY: common_pb2.RESOURCE_KIND_MEMORY}
+_PHASE = {
+    ResizePhase.IDLE: monitor_pb2.RESIZE_PHASE_IDLE,
+    ResizePhase.PLUGGING: monitor_pb2.RESIZE_PHASE_PLUGGING,
+    ResizePhase.ASKING: monitor_pb2.RESIZE_PHASE_ASKING,
+    ResizePhase.UNPLUGGING: monitor_pb2.RESIZE_PHASE_UNPLUGGING,
+}
+_STATUS = {
+    VmStatus.RUNNING: monitor_pb2.VM_STATUS_RUNNING,
+    VmStatus.FROZEN: monitor_pb2.VM_STATUS_FROZEN,
+    VmStatus.GONE: monitor_pb2.VM_STATUS_GONE,
+    VmStatus.UNREACHABLE: monitor_pb2.VM_STATUS_UNREACHABLE,
+}
+_ORIGIN = {
+    LimitsOrigin.FILE: monitor_pb2.LIMITS_ORIGIN_FILE,
+    LimitsOrigin.ADMIN: monitor_pb2.LIMITS_ORIGIN_ADMIN,
+}
+
+
+def host_to_wire(host: HostView) -> monitor_pb2.Host:
+    """The host as one pool."""
+    started_at = Timestamp()
+    if host.started_at is not None:
+        started_at.FromDatetime(host.started_at)
+    return monitor_pb2.Host(
+        capacity=resources_to_wire(host.capacity),
+        reserve=resources_to_wire(host.reserve),
+        overhead=resources_to_wire(host.overhead),
+        committed=resources_to_wire(host.committed),
+        minimums=resources_to_wire(host.minimums),
+        free=resources_to_wire(host.free),
+        epoch=host.epoch,
+        version=host.version,
+        started_at=started_at,
+        guests=host.guests,
+        guests_connected=host.guests_connected,
+    )
+
+
+def guest_to_wire(guest: GuestView) -> monitor_pb2.Guest:
+    """One guest."""
+    ago = guest.last_seen_ago_seconds
+    return monitor_pb2.Guest(
+        name=guest.name,
+        limits=limits_to_wire(guest.limits),
+        limits_origin=_ORIGIN.get(guest.limits_origin, monitor_pb2.LIMITS_ORIGIN_UNSPECIFIED),
+        limits_origin_detail=guest.limits_origin_detail,
+        vm_status=monitor_pb2.VM_STATUS_UNSPECIFIED if guest.vm_status is None else _STATUS[guest.vm_status],
+        paused=guest.paused,
+        connected=guest.connected,
+        channel=guest.channel,
+        hostname=guest.hostname,
+        agent_version=guest.agent_version,
+        kernel=guest.kernel,
+        resources=[_resource_to_wire(one) for one in guest.resources],
+        demand_reasons=[reason_to_wire(reason) for reason in guest.demand_reasons],
+        last_seen_ago=None if ago is None else Duration(seconds=int(ago), nanos=int(ago % 1 * 1e9)),
+        protocol_errors=guest.protocol_errors,
+        revision=guest.revision,
+        degraded=guest.degraded,
+    )
+
+
+def _resource_to_wire(one: ResourceView) -> monitor_pb2.GuestResource:
+    return monitor_pb2.GuestResource(
+        kind=_KIND[one.kind],
+        demand=one.demand,
+        target=one.target,
+        reserved=one.reserved,
+        plugged=one.plugged,
+        onlined=one.onlined,
+        usable=one.usable,
+        used=one.used,
+        phase=_PHASE.get(one.phase, monitor_pb2.RESIZE_PHASE_UNSPECIFIED),
+        reason=reason_to_wire(one.reason),
+        grows=one.grows,
+        shrinks=one.shrinks,
+        partials=one.partials,
+        refusals=one.refusals,
+        failures=one.failures,
+        overdue=one.overdue,
+    )

@@ -1,0 +1,89 @@
+"""What QEMU's answers mean, and that nonsense in them never gets through."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scripted_qmp import MIB, cpu, virtio_mem
+
+from guestd.broker.hypervisor import qmp_answers
+from guestd.model.errors import HypervisorError
+
+PARSERS = [
+    qmp_answers.cpu_slots,
+    qmp_answers.memory_devices,
+    qmp_answers.base_memory,
+    qmp_answers.balloon_actual,
+    qmp_answers.is_running,
+    qmp_answers.is_migrating,
+]
+WORDS = ["props", "vcpus-count", "type", "qom-path", "data", "size", "id", "block-size", "requested-size", "max-size"]
+WORDS += ["status", "base-memory", "actual", "core-id", "dimm", "virtio-mem"]
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS)
+anything = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner), max_leaves=12
+)
+
+
+@given(anything, st.sampled_from(PARSERS))
+def test_nonsense_is_an_error_of_ours_or_a_value(answer: object, parse: object) -> None:
+    try:
+        parse(answer)  # type: ignore[operator]
+    except HypervisorError as error:
+        assert str(error)
+
+
+def test_slots_are_ranked_by_their_ids_and_not_by_their_order() -> None:
+    other = {"props": {"socket-id": 1, "core-id": 0}, "vcpus-count": 1, "type": "t"}
+    slots = qmp_answers.cpu_slots([other, cpu(10), cpu(9), cpu(0, "/machine/unattached/device[0]")])
+    assert [slot.props["core-id"] for slot in slots] == [0, 9, 10, 0]
+    assert [slot.device_id for slot in slots] == [f"guestd-cpu-{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("path", "removable"),
+    [
+        ("/machine/peripheral/guestd-cpu-1", True),
+        ("/machine/peripheral/guestd-cpu-2", False),  # of another slot: not by us
+        ("/machine/peripheral/mine", False),
+        ("/machine/unattached/device[1]", False),
+        (None, False),
+    ],
+)
+def test_only_what_guestd_added_is_removable(path: str | None, removable: bool) -> None:
+    assert qmp_answers.cpu_slots([cpu(0), cpu(1, path)])[1].removable is removable
+
+
+def test_slots_of_several_vcpus_are_refused_clearly() -> None:
+    with pytest.raises(HypervisorError, match="a CPU slot of this machine holds 8 vCPUs"):
+        qmp_answers.cpu_slots([cpu(0, **{"vcpus-count": 8})])
+
+
+def test_the_error_names_command_and_field() -> None:
+    with pytest.raises(HypervisorError, match="unexpected answer to query-balloon: actual is 'x', not a whole"):
+        qmp_answers.balloon_actual({"actual": "x"})
+
+
+def test_other_memory_devices_are_left_out() -> None:
+    devices = qmp_answers.memory_devices(
+        [{"type": "nvdimm", "data": {"size": 5}}, {"type": "dimm", "data": {"size": 7}}, virtio_mem(size=2 * MIB)]
+    )
+    assert devices.dimm_bytes == 7
+    assert [device.size for device in devices.virtio_mem] == [2 * MIB]
+
+
+def test_a_device_without_an_id_cannot_be_resized() -> None:
+    entry = virtio_mem()
+    del entry["data"]["id"]  # type: ignore[attr-defined]
+    (device,) = qmp_answers.memory_devices([entry]).virtio_mem
+    with pytest.raises(HypervisorError, match="has no id"):
+        _ = device.qom_path
+
+
+@pytest.mark.parametrize("status", ["setup", "active", "device", "postcopy-active", "cancelling", "never-heard-of"])
+def test_a_migration_under_way(status: str) -> None:
+    assert qmp_answers.is_migrating({"status": status})
+
+
+@pytest.mark.parametrize("answer", [{}, {"status": "none"}, {"status": "completed"}, {"status": "failed"}])
+def test_no_migration_under_way(answer: object) -> None:
+    assert not qmp_answers.is_migrating(answer)
