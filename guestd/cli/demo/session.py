@@ -73,6 +73,7 @@ class Plan:
     connect_limit_seconds: float = 45.0
     settle_limit_seconds: float = 20.0
     steady_seconds: float = 2.0  # so long must all be at the minimum
+    near_seconds: float = 8.0  # or so long unchanged within a memory block of it
     no_load_seconds: float = 10.0
     cpu_seconds: float = 20.0
     pause_seconds: float = 2.0
@@ -103,6 +104,7 @@ class Session:
     plan: Plan = field(default_factory=Plan)
     _view: GuestView | None = None
     _lines: GuestLines = field(default_factory=GuestLines)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """The whole course.
@@ -212,24 +214,34 @@ class Session:
             due = loop.time() + seconds
             with contextlib.suppress(NoAnswer):
                 await sample()
+            self._news.set()
             await asyncio.sleep(max(due - loop.time(), 0.01))
 
     async def _until(self, reached: Callable[[], bool], limit_seconds: float) -> None:
         """Waits until something is so, or the time is over; the caller looks which."""
-        loop = asyncio.get_running_loop()
-        end = loop.time() + limit_seconds
-        while not reached() and loop.time() < end:
-            await asyncio.sleep(self.plan.tick_seconds / 2)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_seconds):
+                while not reached():
+                    self._news.clear()
+                    await self._news.wait()
 
     async def _until_steady(self, limit_seconds: float) -> None:
-        """Waits until both views have been at the minimum for a while; what is not is found by `verify`."""
-        since = self.recorder.now()
+        """Waits until both views have been at the minimum for a while, or near it without a change for longer.
+
+        Whether it came to that is found by `verify`, from the records.
+        """
+        at = near = self.recorder.now()
+        amounts: tuple[int, ...] = ()
 
         def steady() -> bool:
-            nonlocal since
-            if not self._at_minimum():
-                since = self.recorder.now()
-            return self.recorder.now() - since >= self.plan.steady_seconds
+            nonlocal at, near, amounts
+            now, seen = self.recorder.now(), self._amounts()
+            if not self._within(self.expected.memory_block_bytes) or seen != amounts:
+                near = now
+            if not self._within(0):
+                at = now
+            amounts = seen
+            return now - at >= self.plan.steady_seconds or now - near >= self.plan.near_seconds
 
         await self._until(steady, limit_seconds)
 
@@ -239,13 +251,22 @@ class Session:
     def _load_event(self, event: str) -> bool:
         return any(isinstance(one, Load) and one.event == event for one in self.recorder.records)
 
-    def _at_minimum(self) -> bool:
-        newest = reversed(self.recorder.records)
+    def _amounts(self) -> tuple[int, ...]:
+        """The newest amounts of both views; empty until both were seen."""
+        newest = list(reversed(self.recorder.records))
         hypervisor = next((one for one in newest if isinstance(one, Hypervisor)), None)
-        guest = next((one for one in reversed(self.recorder.records) if isinstance(one, Guest)), None)
+        guest = next((one for one in newest if isinstance(one, Guest)), None)
         if hypervisor is None or guest is None:
-            return False
-        return (
-            hypervisor.vcpus == guest.cpus_online == self.expected.cpu_min
-            and max(hypervisor.memory_bytes, hypervisor.memory_requested_bytes) <= self.expected.memory_min_bytes
-        )
+            return ()
+        memory = max(hypervisor.memory_bytes, hypervisor.memory_requested_bytes)
+        return hypervisor.vcpus, guest.cpus_online, memory
+
+    def _within(self, more_bytes: int) -> bool:
+        """Whether both views are at the minimum, with so much memory more at most."""
+        match self._amounts():
+            case (vcpus, online, memory):
+                return (
+                    vcpus == online == self.expected.cpu_min and memory <= self.expected.memory_min_bytes + more_bytes
+                )
+            case _:
+                return False
