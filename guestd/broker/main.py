@@ -14,7 +14,8 @@ from guestd.broker.engine import Engine
 from guestd.broker.hypervisor.qemu import QemuVm
 from guestd.broker.journal import Journal
 from guestd.model.errors import AdmissionError, ConfigError, GuestdError, JournalError
-from guestd.runtime import logs, notify
+from guestd.runtime import logs
+from guestd.runtime.notify import Notifier
 from guestd.wire.relay import IngressRelay, Peers, vsock_listener
 from guestd.wire.server import serve_admin, serve_guests, serve_monitor
 
@@ -31,7 +32,7 @@ def main() -> None:
         command.add_argument("--config", type=Path, default=configuration.DEFAULT_PATH, metavar="FILE")
         command.add_argument("--verbose", action="store_true", help="log details too")
     arguments = parser.parse_args()
-    logs.setup(verbose=arguments.verbose)
+    logs.setup(logging.DEBUG if arguments.verbose else logging.INFO)
     try:
         config = configuration.load(arguments.config)
         if arguments.command == "run":
@@ -94,19 +95,20 @@ async def _run(path: Path, config: BrokerConfig) -> None:
         task.add_done_callback(reloads.discard)
 
     loop.add_signal_handler(signal.SIGHUP, reload)
-    notify.ready(f"{len(config.guests)} guests configured")
+    notifier = Notifier()
+    notifier.ready(f"{len(config.guests)} guests configured")
     _log.info("broker %s epoch %d: %d guests", guestd.__version__, engine.machine.epoch, len(config.guests))
     waiting = [
         asyncio.create_task(stop.wait()),
         asyncio.create_task(engine.wait()),
-        asyncio.create_task(notify.keep_alive()),
+        asyncio.create_task(_keep_alive(notifier)),
     ]
     try:
         done, _ = await asyncio.wait(waiting[:2], return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        notify.stopping()
+        notifier.stopping()
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
@@ -116,9 +118,17 @@ async def _run(path: Path, config: BrokerConfig) -> None:
         await engine.stop()
 
 
+async def _keep_alive(notifier: Notifier) -> None:
+    """The watchdog's sign of life: this loop turns."""
+    while True:
+        notifier.watchdog()
+        await asyncio.sleep(notifier.watchdog_seconds or 15.0)
+
+
 async def _reload(path: Path, engine: Engine) -> None:
     """`systemctl reload`: a mistake in the files leaves everything as it was."""
-    notify.reloading()
+    notifier = Notifier()
+    notifier.reloading()
     try:
         config = configuration.load(path)
         await engine.reload(config)
@@ -126,7 +136,7 @@ async def _reload(path: Path, engine: Engine) -> None:
         _log.error("reload refused, nothing changed: %s", error)
     else:
         _log.info("reloaded: %d guests", len(config.guests))
-    notify.ready("reloaded")
+    notifier.ready("reloaded")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,13 @@ _WATCH_INTERVAL_SECONDS: Final = 0.25
 _PLAIN_INTERVAL_SECONDS: Final = 1.0
 
 
+class Accelerator(StrEnum):
+    """What runs the VM's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
 class Output(StrEnum):
     """How a command prints what it found."""
 
@@ -89,6 +96,18 @@ def _parameter(parse: Callable[[str], int], highest: int, show: Callable[[int], 
 _cpus = _parameter(parse_cpus, _MAX_MILLICORES, format_cpus)
 _size = _parameter(parse_size, _MAX_BYTES, format_size)
 
+
+def _weight(text: str | int) -> int:
+    """A parser like those above, for a plain number."""
+    try:
+        weight = int(text)
+    except ValueError:
+        weight = 0
+    if not 1 <= weight <= 10_000:
+        raise typer.BadParameter(f"{text!r} must be a whole number within 1..10000")
+    return weight
+
+
 _RunDir = Annotated[
     Path,
     typer.Option("--run-dir", envvar="GUESTD_RUN_DIR", help="Directory of the broker's sockets.", metavar="DIR"),
@@ -96,7 +115,7 @@ _RunDir = Annotated[
 _Output = Annotated[Output, typer.Option("--output", "-o", help="How to print it.")]
 _Cpus = typer.Option(parser=_cpus, metavar="CPUS", help="CPUs such as 2, 1.5 or 250m.")
 _Size = typer.Option(parser=_size, metavar="SIZE", help="A size such as 512MiB or 1.5GiB.")
-_Weight = typer.Option(min=1, max=10_000, help="Share of what is scarce.")
+_Weight = typer.Option(parser=_weight, metavar="1..10000", help="Share of what is scarce.")
 
 
 @app.command()
@@ -161,7 +180,7 @@ def demo(
         bool, typer.Option("--no-load", help="Run nothing in the guest: then nothing moves, and exit is 1.")
     ] = False,
     accel: Annotated[
-        str | None, typer.Option(help="kvm or tcg; without it, kvm where it works.", metavar="NAME")
+        Accelerator | None, typer.Option(help="Without it, kvm where it works, else tcg.", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option(help="Where timeline and summary are written.", metavar="DIR")] = Path(
         "build/demo"
@@ -175,12 +194,30 @@ def demo(
     raise typer.Exit(run_demo(load=not no_load, accel=accel, out_dir=out))
 
 
+@app.command(
+    "lab",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def _lab(context: typer.Context) -> None:
+    """Builds, boots and looks into VMs for tests."""
+    run_lab(context.args)
+
+
+def run_lab(arguments: list[str]) -> NoReturn:
+    """`guestctl lab …`: an application of its own, imported only when it is meant."""
+    try:
+        from guestd.cli.lab import app as lab
+    except ModuleNotFoundError as error:
+        _exit_lab_missing("lab", error)
+    above = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False)
+    above.add_typer(lab, name="lab")
+    sys.exit(above(args=["lab", *arguments], prog_name="guestctl"))
+
+
 def _exit_lab_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
-    print(
-        f"guestctl: {command} needs the lab, and {error.name} is missing; install it with: pip install 'guestd[lab]'",
-        file=sys.stderr,
-    )
-    raise typer.Exit(2)
+    print(f"guestctl {command}: {error.name} is missing; install it with: pip install 'guestd[lab]'", file=sys.stderr)
+    sys.exit(2)
 
 
 async def _with_broker(run_dir: Path, work: "Callable[[BrokerClient], Coroutine[Any, Any, _T]]") -> _T:
@@ -272,21 +309,3 @@ def _print_limits(guest: GuestView, output: Output) -> None:
         f" memory {format_size(low.memory_bytes)}..{format_size(high.memory_bytes)}"
         f" weight {weight.memory_bytes} (from {guest.limits_origin})"
     )
-
-
-def _add_lab() -> None:
-    try:
-        from guestd.cli.lab import app as lab
-    except ModuleNotFoundError as error:
-        missing = error
-
-        @app.command("lab", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-        def _lab() -> None:
-            """Builds and boots test VMs (needs the lab extra)."""
-            _exit_lab_missing("lab", missing)
-
-    else:
-        app.add_typer(lab, name="lab")
-
-
-_add_lab()

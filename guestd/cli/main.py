@@ -20,13 +20,16 @@ _BROKER_HINT = "is guestd-broker running? See: systemctl status guestd-broker"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
-        from guestd.cli.app import app
+        from guestd.cli.app import app, run_lab
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
         return _fail(f"{error.name} is missing; install it with: pip install 'guestd[cli]'", EXIT_USAGE)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        app(args=None if argv is None else list(argv), prog_name="guestctl")
+        if arguments[:1] == ["lab"]:  # not through the application above it, which would eat a "--"
+            run_lab(arguments[1:])
+        app(args=arguments, prog_name="guestctl")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UnreachableError as error:

@@ -8,10 +8,9 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
 
 from guestd.guest.core.machine import Action, Do, GuestMachine, Log, Rescan, Say, TakeSample
-from guestd.guest.core.ops import HandResult, Op
+from guestd.guest.hands import Hands
 from guestd.model.errors import ProtocolError, UnreachableError
 from guestd.model.guest import Inventory, Sample
 from guestd.model.messages import BrokerMessage, Grant, Reclaim, Welcome
@@ -21,12 +20,6 @@ from guestd.wire.relay import DialRelay
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
-
-
-class Hands(Protocol):
-    """What the daemon needs of the helper."""
-
-    async def batch(self, ops: tuple[Op, ...], deadline_seconds: float) -> list[HandResult]: ...
 
 
 class Daemon:

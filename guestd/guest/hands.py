@@ -11,11 +11,11 @@ import errno
 import logging
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol
 
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, Op
 from guestd.guest.helper import MAX_OPERATIONS, MAX_WORKERS
 from guestd.model.errors import GuestdError
 
@@ -27,129 +27,48 @@ class HelperGone(GuestdError):
     """The root helper has ended or no longer answers."""
 
 
-class HandStatus(StrEnum):
-    """What became of an operation."""
-
-    OK = "ok"
-    ALREADY = "already"  # it was so before
-    FAILED = "failed"  # the kernel said no: see errno
-    GONE = "gone"  # there is no such CPU or block (any more)
-    REFUSED = "refused"  # the helper does not do that
-    TIMEOUT = "timeout"  # not over at the deadline, or not begun
-    STUCK = "stuck"  # an earlier write hangs in the kernel and cannot be killed
-    DRY_RUN = "dry-run"  # nothing was done
-
-
-class BlockTarget(StrEnum):
-    """What can be written to a block's state."""
-
-    ONLINE = "online"
-    ONLINE_MOVABLE = "online_movable"
-    ONLINE_KERNEL = "online_kernel"
-    OFFLINE = "offline"
-
-
-@dataclass(frozen=True, slots=True)
-class CpuOp:
-    """Bring a CPU online, or take it offline."""
-
-    number: int
-    online: bool
-
-    def __str__(self) -> str:
-        return f"cpu {self.number} {'online' if self.online else 'offline'}"
-
-
-@dataclass(frozen=True, slots=True)
-class BlockOp:
-    """Set the state of a memory block."""
-
-    index: int
-    target: BlockTarget
-
-    def __str__(self) -> str:
-        return f"block {self.index} {self.target}"
-
-
-Op = CpuOp | BlockOp
-
-
-@dataclass(frozen=True, slots=True)
-class HandResult:
-    """What became of one operation; `state` is what was read back, empty when nothing was."""
-
-    op: Op
-    status: HandStatus
-    errno: int = 0
-    elapsed_seconds: float = 0.0
-    state: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the machine is now as it was asked to be."""
-        return self.status in (HandStatus.OK, HandStatus.ALREADY)
-
-    def __str__(self) -> str:
-        why = f" ({errno.errorcode.get(self.errno, self.errno)})" if self.errno else ""
-        return f"{self.op}: {self.status}{why}, {self.elapsed_seconds * 1000:.1f} ms"
-
-
-class Hands(Protocol):
+class Hands(ABC):
     """What can be done to this machine."""
 
+    @abstractmethod
     async def batch(self, ops: Sequence[Op], deadline_seconds: float = 10.0) -> list[HandResult]:
         """Do all in this order, in one process, within one deadline; a failure does not stop the rest.
 
+        The deadline counts from when the helper has a worker to spare. A cancelled call kills its worker.
+
         :raise HelperGone: When the helper has ended.
         """
-        ...
 
-    async def online_cpu(self, number: int, deadline_seconds: float = 10.0) -> HandResult:
-        """Bring one CPU online."""
-        ...
-
-    async def offline_cpu(self, number: int, deadline_seconds: float = 10.0) -> HandResult:
-        """Take one CPU offline; CPU 0 is refused."""
-        ...
-
-    async def set_block(self, index: int, target: BlockTarget, deadline_seconds: float = 10.0) -> HandResult:
-        """Set the state of one memory block."""
-        ...
-
+    @abstractmethod
     async def dial(self, port: int, deadline_seconds: float = 5.0) -> socket.socket:
         """A non-blocking stream to the host's vsock port; the caller owns it.
 
         :raise OSError: When the connection does not come about.
         :raise HelperGone: When the helper has ended.
         """
-        ...
 
+    @abstractmethod
     async def psi_trigger(self, kind: str, deadline_seconds: float = 5.0) -> int:
         """A PSI trigger on cpu, memory or io for `psi.Watcher`; the caller owns the descriptor.
 
         :raise OSError: When the kernel does not give one.
         :raise HelperGone: When the helper has ended.
         """
-        ...
-
-
-class _CommonHands:
-    """The operations that are a batch of one."""
-
-    async def batch(self, ops: Sequence[Op], deadline_seconds: float = 10.0) -> list[HandResult]:
-        raise NotImplementedError
 
     async def online_cpu(self, number: int, deadline_seconds: float = 10.0) -> HandResult:
+        """Bring one CPU online."""
         return (await self.batch((CpuOp(number, True),), deadline_seconds))[0]
 
     async def offline_cpu(self, number: int, deadline_seconds: float = 10.0) -> HandResult:
+        """Take one CPU offline; CPU 0 is refused."""
         return (await self.batch((CpuOp(number, False),), deadline_seconds))[0]
 
     async def set_block(self, index: int, target: BlockTarget, deadline_seconds: float = 10.0) -> HandResult:
+        """Set the state of one memory block."""
         return (await self.batch((BlockOp(index, target),), deadline_seconds))[0]
 
 
-class DryHands(_CommonHands):
+class DryHands(Hands):
     """Logs what would be done and touches nothing."""
 
     async def batch(self, ops: Sequence[Op], deadline_seconds: float = 10.0) -> list[HandResult]:
@@ -197,7 +116,7 @@ _FATES = {
 }
 
 
-class RootHands(_CommonHands):
+class RootHands(Hands):
     """The helper's client, to be made inside the running loop. Owns the socket."""
 
     def __init__(self, sock: socket.socket) -> None:

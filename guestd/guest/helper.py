@@ -22,9 +22,9 @@ Laws:
    and counted.
 2. A write may never return: each request has a worker process of its own, which is killed at the deadline.
    Results come straight from the worker, "end" only after it has been reaped, so nothing follows "end".
-3. What a killed worker was working on is answered with the status `stuck` until the worker is reaped. One that
-   survives for a second (uninterruptible in the kernel) ends its request as "stuck"; its late result may then
-   follow "end" and is to be ignored.
+3. A worker that outlives SIGKILL by a second (uninterruptible in the kernel) ends its request as "stuck". What it
+   was working on is answered with the status `stuck` until it has been reaped; its late result may then follow
+   "end" and is to be ignored.
 4. "Already so" is success: the state is read back after each write, and only that decides.
 5. CPU 0 is never taken offline, whoever asks.
 6. No work, no wakeup: one `poll` without a timeout.
@@ -420,7 +420,7 @@ class Helper:
 
     def _start(self, request_id: int, deadline: float, operations: list[Operation]) -> None:
         quarantined: set[tuple[str, ...]] = {
-            worker.working_on[:2] for worker in self._workers.values() if worker.working_on is not None
+            worker.working_on[:2] for worker in self._workers.values() if worker.stuck and worker.working_on
         }
         progress, report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:

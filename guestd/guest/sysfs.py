@@ -3,9 +3,9 @@
 1. What is not offered here is an empty field, never an error.
 2. Anything may vanish between listing and reading (the host can take a block back at any time): it is left out.
 3. CPU 0, isolated CPUs and CPUs without an `online` file are pinned: never offlined.
-4. A machine can have thousands of blocks. A look that is handed the one before it (`previous`) reads again
-   only blocks that are new, that were not online, or that `changed` names; a full look remains the
-   reconciling timer's matter. The zone of a block is read only when it is online: before that it has none.
+4. A machine can have thousands of blocks. Each state is read at each look, with one open directory and no
+   listing of its own; the zone of a block is read when it comes online (before that it has none), and believed as long
+   as it is seen online (`previous`) and nobody says otherwise (`changed`).
 """
 
 import errno
@@ -26,8 +26,8 @@ def read_inventory(
 ) -> Inventory:
     """All CPUs and memory blocks, and the sizes of the zones.
 
-    :param previous: An earlier answer for the same root; its online blocks are believed (see rule 4).
-    :param changed: Blocks that are read again all the same.
+    :param previous: An earlier answer for the same root; saves half of the work (see rule 4).
+    :param changed: Blocks that may have gone offline and online since `previous`.
     :raise OSError: When a file that exists cannot be read for a reason other than vanishing.
     :raise ValueError: When a file holds something that is not in the kernel's documentation.
     """
@@ -154,11 +154,7 @@ def _read_blocks(memory: Path, known: dict[int, MemoryBlock]) -> tuple[MemoryBlo
         for name in names:
             if not name.startswith("memory") or not name[6:].isdecimal():
                 continue
-            before = known.get(int(name[6:]))
-            if before is not None and before.state is BlockState.ONLINE:
-                blocks.append(before)
-                continue
-            block = _read_block(directory, name)
+            block = _read_block(directory, name, known.get(int(name[6:])))
             if block is not None:
                 blocks.append(block)
     finally:
@@ -167,13 +163,15 @@ def _read_blocks(memory: Path, known: dict[int, MemoryBlock]) -> tuple[MemoryBlo
     return tuple(blocks)
 
 
-def _read_block(directory: int, name: str) -> MemoryBlock | None:
+def _read_block(directory: int, name: str, before: MemoryBlock | None) -> MemoryBlock | None:
     text = _read_at(directory, name + "/state")
     if text is None:
         return None
     state = _STATES.get(text.strip())
     if state is None:
         raise ValueError(f"{name}/state: {text!r} is not a state that is known")
+    if before is not None and before.state is state is BlockState.ONLINE:
+        return before
     zones = (_read_at(directory, name + "/valid_zones") or "") if state is BlockState.ONLINE else ""
     return MemoryBlock(int(name[6:]), state, zones.strip() == "Movable")
 

@@ -5,8 +5,8 @@
 2. The kernel's own events, not udev's: they come tens of milliseconds earlier and without a udev daemon. That races a
    distribution's rule which onlines by itself; both write the same, and "already online" is success.
    libudev drops messages that the kernel did not send.
-3. Any error on the socket (a burst that overflowed it ends a monitor for good) means events were lost: the callback gets
-   `RESCAN` and a new monitor is opened. Where that fails, the reconciling timer is all there is.
+3. Any error on the socket (a burst that overflowed it ends a monitor for good) means events were lost: the callback
+   gets `RESCAN` and a new monitor is opened. Where that fails, the reconciling timer is all there is.
 """
 
 import asyncio
@@ -55,9 +55,7 @@ class Uevents:
     :param opener: How a monitor is opened; tests have their own.
     """
 
-    def __init__(
-        self, callback: Callable[[str], object], opener: Callable[[], Monitor] = open_monitor
-    ) -> None:
+    def __init__(self, callback: Callable[[str], object], opener: Callable[[], Monitor] = open_monitor) -> None:
         self._callback, self._open = callback, opener
         self._monitor: Monitor | None = None
         self._loop = asyncio.get_running_loop()

@@ -186,8 +186,8 @@ def _stage_agent(stage: Path) -> None:
 
 
 def _base_key() -> str:
-    modules = (debian, initrd)
-    return _digest([_VERSION.encode(), str(DISK_BYTES).encode(), *(Path(m.__file__).read_bytes() for m in modules)])
+    recipes = (Path(__file__).with_name("debian.py"), Path(__file__).with_name("initrd.py"))
+    return _digest([_VERSION.encode(), str(DISK_BYTES).encode(), *(path.read_bytes() for path in recipes)])
 
 
 def _project_key(root: Path, base: Path) -> str:
@@ -227,7 +227,7 @@ async def _locked(path: Path, progress: Progress) -> AsyncIterator[None]:
     try:
         if not _try_lock(descriptor):
             progress("another process is building the guest image: waiting for it")
-            while not _try_lock(descriptor):
+            while not _try_lock(descriptor):  # noqa: ASYNC110 (flock has no event)
                 await asyncio.sleep(0.2)
         yield
     finally:

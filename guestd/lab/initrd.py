@@ -17,6 +17,10 @@ MODULES = (
 )
 """Kernel modules in the order they are loaded; ext4 is built into Debian's cloud kernel."""
 
+PROBE_ANSWER = "guestd-lab-probe: alive"
+"""What the kernel's console shows when the initrd is started with `rdinit=/probe`; it powers off then."""
+
+_PROBE = f"#!/bin/busybox sh\necho '{PROBE_ANSWER}'\n/bin/busybox poweroff -f\n"
 _DIRECTORIES = ("bin", "dev", "modules", "proc", "root", "sys")
 _INIT = """#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs devtmpfs /dev
@@ -46,6 +50,7 @@ def build(root: Path, kernel_release: str) -> bytes:
         for name in MODULES
     ]
     entries.append(("init", stat.S_IFREG | 0o755, _INIT.format(load=load).encode()))
+    entries.append(("probe", stat.S_IFREG | 0o755, _PROBE.encode()))
     return archive(entries)
 
 

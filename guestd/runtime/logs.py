@@ -55,9 +55,7 @@ def under_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
 
 
-def setup(
-    level: int = logging.INFO, stream: TextIO | None = None, environ: Mapping[str, str] | None = None
-) -> None:
+def setup(level: int = logging.INFO, stream: TextIO | None = None, environ: Mapping[str, str] | None = None) -> None:
     """Send the records of all loggers to `stream` (stderr), in place of any earlier arrangement."""
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)

@@ -169,6 +169,7 @@ class World:
         self.epoch = 1
         self.broker: BrokerMachine | None = BrokerMachine(host, 1, timing=timing)
         self.trace: list[str] = []
+        self._decided: set[str] = set()  # guests whose hypervisor's word the last decision knew
 
     # ---- the script's side -----------------------------------------------------------------------
 
@@ -249,10 +250,9 @@ class World:
     def _check_guests(self, broker: BrokerMachine, kind: Kind) -> None:
         for name, state in broker.guests.items():
             guest, track = self.guests[name], state.tracks[kind]
-            held = _finish(guest.vm.observe())
-            assert hasattr(held, "held")
+            held = guest.vm.truth()
             fresh = state.vm_fresh and state.vm is not None and state.vm.status is VmStatus.RUNNING
-            if fresh and not guest.commands:
+            if fresh and name in self._decided:
                 assert track.reserved >= held.held(kind), f"(5) {name} {kind}: holds more than is reserved"
             assert track.amount <= max(state.bounds(kind)[1], track.reserved), f"(3) {name} {kind} above its max"
             assert 0 in guest.kernel.online_cpus, f"(9) {name}: CPU 0 is offline"
@@ -297,6 +297,7 @@ class World:
                 self._deliver(broker, guest, guest.to_broker.popleft())
             guest.commands.append(broker_actions.Observe(guest.name))
             self._hypervise(broker, guest)
+        self._decided = {name for name, state in broker.guests.items() if state.vm_fresh}
         for action in broker.next_actions(self.now):
             match action:
                 case broker_actions.Record():

@@ -5,7 +5,9 @@ set on purpose: gRPC's defaults are for friends.
 """
 
 import asyncio
+import contextlib
 import logging
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ from guestd.wire.relay import Peer, Peers
 from guestd.wire.view import guest_to_wire, host_to_wire
 
 _log = logging.getLogger(__name__)
+MONITOR_GROUP = "guestd-broker"
 _HELLO_SECONDS = 10.0
 _PAGE = 1000
 _WATCH_SECONDS = 0.1
@@ -361,6 +364,8 @@ async def serve_monitor(backend: OperatorBackend, path: Path) -> grpc.aio.Server
     server = grpc.aio.server(options=LOCAL_SERVER_OPTIONS)
     monitor_pb2_grpc.add_MonitorServiceServicer_to_server(MonitorServicer(backend), server)
     _bind(server, path, 0o660)
+    with contextlib.suppress(LookupError, PermissionError):  # no such group here: root alone reads
+        shutil.chown(path, group=MONITOR_GROUP)
     await server.start()
     return server
 

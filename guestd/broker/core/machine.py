@@ -158,6 +158,7 @@ class BrokerMachine:
             return
         track.counters.failures += 1
         self._log(guest, kind, f"hypervisor {'lost the answer to' if unknown else 'refused'} a request: {text}")
+        track.doubtful = unknown
         if not unknown and track.phase in (Phase.PLUGGING, Phase.UNPLUGGING):
             self._withdraw(guest, track)
             track.set_back(now, self.timing)
@@ -303,6 +304,11 @@ class BrokerMachine:
 
     def _follow_plugging(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
         held, plugged = vm.held(track.kind), vm.plugged(track.kind)
+        doubtful, track.doubtful = track.doubtful, False
+        if doubtful and held < track.amount:  # asked again, the hypervisor knows of no such request
+            self._reserve(guest, track, held)
+            self._finish(guest, track, f"the request for {track.kind.show(track.amount)} was lost")
+            return
         self._reserve(guest, track, max(held, track.amount))
         if plugged >= track.amount:
             track.counters.grows += 1

@@ -79,6 +79,7 @@ class Track:
     shrink_after: float = 0.0
     setbacks: int = 0  # refusals and failures in a row
     overdue: bool = False
+    doubtful: bool = False  # the outcome of the last request is unknown
     announce: bool = False  # the guest has to hear its grant (again)
     onlined: int = 0
     begun: deque[float] = field(default_factory=deque)
@@ -92,7 +93,7 @@ class Track:
 
     def end(self) -> None:
         """Back to idle; what the resize came to is the caller's to count."""
-        self.phase, self.order = Phase.IDLE, None
+        self.phase, self.order, self.doubtful = Phase.IDLE, None, False
 
     def succeed(self) -> None:
         """A resize came out whole: forget the setbacks before it."""

@@ -90,6 +90,10 @@ class FakeVm:
         if self._lost_observations:
             self._lost_observations -= 1
             raise OutcomeUnknown("fake: the connection broke while asking")
+        return self.truth()
+
+    def truth(self) -> VmState:
+        """What `observe` answers when nothing goes wrong."""
         if self._status in (VmStatus.GONE, VmStatus.UNREACHABLE):
             return VmState(self._status)
         return VmState(

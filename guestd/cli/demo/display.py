@@ -1,11 +1,12 @@
 """Shows a run while it runs: in place on a terminal, as plain lines elsewhere.
 
+Times are those of the recorder: what is passed as `now`.
+
 `Board` is the state that both show, fed with records and free of any terminal; `frame` and `plain_line`
 turn it into something to look at.
 """
 
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -221,12 +222,11 @@ class PlainDisplay:
     def __init__(
         self,
         expected: Expected,
-        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float],
         write: Callable[[str], None] = lambda line: print(line, flush=True),
     ) -> None:
         self._board = Board(expected)
-        self._clock, self._write = clock, write
-        self._began = clock()
+        self._now, self._write = now, write
         self._shown: tuple[int, ...] = ()
         self._shown_at = float("-inf")
         self._events = 0
@@ -257,17 +257,13 @@ class PlainDisplay:
             self._write(f"{at:6.1f} s  {text}")
         self._events = len(self._board.events)
 
-    def _now(self) -> float:
-        return self._clock() - self._began
-
 
 class LiveDisplay:
     """In place on a terminal; when it is over, the last picture stays."""
 
-    def __init__(self, expected: Expected, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, expected: Expected, now: Callable[[], float], console: Console) -> None:
         self._board = Board(expected)
-        self._console, self._clock = console, clock
-        self._began = clock()
+        self._now, self._console = now, console
         self._live = Live(console=console, get_renderable=self._frame, refresh_per_second=5)
 
     def __enter__(self) -> Self:
@@ -280,17 +276,17 @@ class LiveDisplay:
         self._live.__exit__(kind, error, trace)
 
     def say(self, text: str) -> None:
-        self._board.say(self._clock() - self._began, text)
+        self._board.say(self._now(), text)
 
     def see(self, record: Record) -> None:
         self._board.see(record)
 
     def _frame(self) -> RenderableType:
-        return frame(self._board, self._clock() - self._began, self._console.width)
+        return frame(self._board, self._now(), self._console.width)
 
 
-def choose_display(expected: Expected) -> Display:
+def choose_display(expected: Expected, now: Callable[[], float]) -> Display:
     """In place where stdout is a terminal, lines elsewhere."""
     if sys.stdout.isatty():
-        return LiveDisplay(expected, Console(highlight=False, markup=False, emoji=False))
-    return PlainDisplay(expected)
+        return LiveDisplay(expected, now, Console(highlight=False, markup=False, emoji=False))
+    return PlainDisplay(expected, now)

@@ -149,6 +149,8 @@ class GuestMachine:
         self._quick_until = 0.0
         self._next_scan = now
         self._out: list[Action] = []
+        self._usable = Usable()
+        self._news = True  # something to say may have come up since `_speak` last looked
 
     # ---- what happened ---------------------------------------------------------------------------
 
@@ -198,6 +200,7 @@ class GuestMachine:
         online = max(1, len(state.inventory.cpus_online) or len(sample.cpu_busy_seconds))
         state.cpu = self.cpu_estimator.update(sample, online, now)
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, now)
+        self._refresh_usable()
         if state.cpu.waiting or state.memory.moving or state.memory.pressure:
             self._quick_until = now + self.settings.quick_for_seconds
 
@@ -213,6 +216,7 @@ class GuestMachine:
     def on_inventory(self, inventory: Inventory, now: float) -> None:
         """CPUs and blocks as they are."""
         self._state.inventory = inventory
+        self._refresh_usable()
         open_orders = any(order.answer is None for order in self._orders.values())
         pause = self.settings.reconcile_moving_seconds if open_orders else self.settings.reconcile_seconds
         self._next_scan = now + pause
@@ -235,8 +239,12 @@ class GuestMachine:
     @property
     def usable(self) -> Usable:
         """What programs can use now."""
+        return self._usable
+
+    def _refresh_usable(self) -> None:
         inventory, sample = self._state.inventory, self._state.sample
-        return Usable(
+        self._news = True
+        self._usable = Usable(
             len(inventory.cpus_online) or (len(sample.cpu_busy_seconds) if sample else 0),
             len(inventory.cpus_present),
             inventory.memory_online_bytes,
@@ -408,6 +416,12 @@ class GuestMachine:
         link, cpu, memory = self._link, self._state.cpu, self._state.memory
         if link is None or cpu is None or memory is None:
             return
+        if link.said is not None and now - link.said_at >= link.welcome.heartbeat_seconds:
+            link.said_at = now
+            self._say(Heartbeat(self.usable))
+        if link.said is not None and not self._news:
+            return
+        self._news = False
         inventory = self._state.inventory
         acceptable = plan.acceptable_bytes(inventory) if inventory.block_bytes else 1 << 50
         demand = Demand(
@@ -425,9 +439,6 @@ class GuestMachine:
         if link.said is None or _differs(link.said, demand, inventory.block_bytes or 128 * MIB):
             link.sequence, link.said, link.said_at = demand.sequence, demand, now
             self._say(demand)
-        elif now - link.said_at >= link.welcome.heartbeat_seconds:
-            link.said_at = now
-            self._say(Heartbeat(self.usable))
 
     def _say(self, message: GuestMessage) -> None:
         if self._link is not None:

@@ -202,9 +202,7 @@ async def test_host(client: BrokerClient) -> None:
 async def test_a_guest_keeps_every_field(client: BrokerClient) -> None:
     guest = await client.guest("demo")
     cpu = guest.resource(Kind.CPU)
-    assert guest.limits == Limits(
-        Resources(1000, GIB // 2), Resources(4000, 3 * GIB), weight=Resources(100, 300)
-    )
+    assert guest.limits == Limits(Resources(1000, GIB // 2), Resources(4000, 3 * GIB), weight=Resources(100, 300))
     assert guest.limits_origin is LimitsOrigin.ADMIN
     assert guest.limits_origin_detail == "2026-01-01"
     assert guest.vm_status is VmStatus.RUNNING

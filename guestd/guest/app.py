@@ -1,0 +1,186 @@
+"""The guest daemon's commands, put together: `guestd run`, `guestd check`."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import guestd
+from guestd.guest import check, config, sysfs
+from guestd.guest.config import GuestConfig
+from guestd.guest.core.machine import GuestMachine
+from guestd.guest.daemon import Daemon, dial_unix
+from guestd.guest.hands import DryHands, HelperGone, RootHands
+from guestd.guest.helper import drop_privileges
+from guestd.guest.psi import Watcher
+from guestd.guest.sensors import Sensors
+from guestd.guest.uevents import Uevents
+from guestd.model.errors import ConfigError, GuestdError
+from guestd.model.guest import Capability, Identity, Inventory
+from guestd.runtime import logs
+from guestd.runtime.notify import Notifier
+
+_log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str], helper_socket: socket.socket | None) -> None:
+    """Exit codes: 0 done, 1 failed (`check`: something is missing), 2 usage or configuration.
+
+    :param helper_socket: the root helper's, where there is one.
+    """
+    parser = argparse.ArgumentParser(prog="guestd", description="Moves this VM's CPUs and memory to where the load is.")
+    parser.add_argument("--version", action="version", version=guestd.__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="be the daemon (systemd does this)")
+    run.add_argument("--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE")
+    run.add_argument("--dry-run", action="store_true", help="decide and log, but touch nothing")
+    look = commands.add_parser("check", help="say what this machine offers and what is missing; change nothing")
+    look.add_argument("--output", choices=("text", "json"), default="text")
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "check":
+        sys.exit(check.run(parsed.output))
+    try:
+        settings = config.load(parsed.config)
+    except ConfigError as error:
+        print(f"guestd: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
+    logs.setup(logging.DEBUG if settings.log_verbose else logging.INFO)
+    try:
+        _become_unprivileged(settings, helper_socket)
+        asyncio.run(_run(settings, helper_socket, parsed.dry_run))
+    except HelperGone as error:
+        _log.error("%s; ending, to be started anew: nothing in this VM has changed", error)
+        sys.exit(1)
+    except (GuestdError, OSError, KeyError, RuntimeError) as error:
+        _log.error("%s", error)
+        sys.exit(1)
+
+
+def _become_unprivileged(settings: GuestConfig, helper_socket: socket.socket | None) -> None:
+    """Hand the run directory to the daemon's user and become it; from here on root is the helper's alone."""
+    if helper_socket is None:
+        return
+    import pwd
+
+    run_dir = Path(settings.run_dir)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    entry = pwd.getpwnam(settings.user)
+    if run_dir.stat().st_uid != entry.pw_uid:  # tmpfiles has done it where the unit runs, which may not
+        os.chown(run_dir, entry.pw_uid, entry.pw_gid)
+    drop_privileges(settings.user)
+
+
+def identify(dry_run: bool, root_helper: bool) -> Identity:
+    """Who this guest is in this boot. Nothing of it is stored anywhere, so images can be cloned."""
+    capabilities = set(sysfs.capabilities())
+    if not root_helper:
+        capabilities -= {Capability.CPU_ONLINE, Capability.MEMORY_ONLINE}
+    if dry_run:
+        capabilities.add(Capability.DRY_RUN)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return Identity(
+        boot_id=bytes.fromhex(boot_id.replace("-", "")),
+        generation=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        agent_version=guestd.__version__,
+        hostname=socket.gethostname(),
+        kernel=os.uname().release,
+        capabilities=frozenset(capabilities),
+    )
+
+
+async def _run(settings: GuestConfig, helper_socket: socket.socket | None, dry_run: bool) -> None:
+    hands = DryHands() if helper_socket is None else RootHands(helper_socket)
+    identity = identify(dry_run, helper_socket is not None)
+    machine = GuestMachine(identity, time.monotonic())
+    sensors = Sensors()
+    inventory: list[Inventory] = []
+
+    def scan() -> Inventory:
+        inventory[:] = [sysfs.read_inventory(previous=inventory[0] if inventory else None)]
+        return inventory[0]
+
+    async def dial() -> socket.socket:
+        if settings.broker_socket:
+            return await dial_unix(settings.broker_socket)
+        return await hands.dial(settings.port)
+
+    run_dir = Path(settings.run_dir) if helper_socket is not None else _own_run_dir()
+    daemon = Daemon(machine, sensors.sample, scan, hands, dial, run_dir)
+    uevents = Uevents(lambda _: daemon.on_hotplug())
+    if not uevents.start():
+        _log.warning("%s", uevents.reason)
+    watchers = await _watch_pressure(hands, daemon) if Capability.PSI in identity.capabilities else []
+    missing = sorted(set(Capability) - identity.capabilities - {Capability.DRY_RUN})
+    _log.info("guestd %s%s", guestd.__version__, f"; not offered here: {', '.join(missing)}" if missing else "")
+    try:
+        await _until_stopped(daemon, hands)
+    finally:
+        uevents.close()
+        for watcher in watchers:
+            watcher.close()
+        sensors.close()
+
+
+def _own_run_dir() -> Path:
+    """A place for the relay's socket of a dry run by an ordinary user."""
+    path = Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp")) / f"guestd-{os.getpid()}"  # noqa: S108 - mode 0700 below
+    path.mkdir(mode=0o700)
+    return path
+
+
+async def _watch_pressure(hands: RootHands | DryHands, daemon: Daemon) -> list[Watcher]:
+    """Be woken when tasks begin to wait; without it the regular samples find out a little later."""
+    watchers = []
+    for kind in ("cpu", "memory"):
+        try:
+            fd = await hands.psi_trigger(kind)
+        except OSError as error:
+            _log.warning("no PSI trigger on %s (%s), sampling instead", kind, error)
+        else:
+            watchers.append(Watcher(fd, daemon.on_pressure, asyncio.get_running_loop()))
+    return watchers
+
+
+async def _until_stopped(daemon: Daemon, hands: RootHands | DryHands) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing to reload
+    notifier = Notifier()
+    notifier.ready(daemon.status)
+    tasks = [asyncio.create_task(daemon.run()), asyncio.create_task(_keep_alive(notifier, daemon))]
+    waiting = [*tasks, asyncio.create_task(stop.wait())]
+    if isinstance(hands, RootHands):
+        waiting.append(asyncio.ensure_future(hands.gone))
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+        if isinstance(hands, RootHands) and hands.gone.done() and not stop.is_set():
+            raise HelperGone("the root helper has ended")
+    finally:
+        notifier.stopping()
+        for waiter in waiting:
+            waiter.cancel()
+        with contextlib.suppress(asyncio.CancelledError, HelperGone):
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _keep_alive(notifier: Notifier, daemon: Daemon) -> None:
+    """The watchdog's sign of life: this loop turns. (A helper that is stuck in the kernel must not stop it;
+    one that is gone ends the daemon anyway.)
+    """
+    pause, told = notifier.watchdog_seconds or 15.0, ""
+    while True:
+        notifier.watchdog()
+        if daemon.status != told:
+            told = daemon.status
+            notifier.status(told)
+        await asyncio.sleep(pause)

@@ -1,0 +1,32 @@
+"""`guestd`: the guest's daemon. Imports nothing heavy: the root helper is forked from here and stays small."""
+
+import os
+import socket
+import sys
+
+from guestd.guest import helper
+
+
+def main() -> None:
+    """Fork the root helper where there is root to be had, and be the daemon or the command in the child."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["run"] and "--dry-run" not in arguments and "--help" not in arguments and os.geteuid() == 0:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        child = os.fork()
+        if child:
+            theirs.close()
+            sys.exit(helper.run(ours, child))
+        ours.close()
+        _be_the_daemon(arguments, theirs)
+    else:
+        _be_the_daemon(arguments, None)
+
+
+def _be_the_daemon(arguments: list[str], sock: socket.socket | None) -> None:
+    from guestd.guest import app  # the heavy imports begin here
+
+    app.main(arguments, sock)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The QEMU command line of a lab machine: a pure function of what the machine shall be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+CONSOLE_PORT_NAME = "lab"
+"""Name of the virtio serial port that the lab's agent answers on."""
+
+_SOCKET_PATH_LIMIT = 107
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """What a machine is at boot, and how far it can grow.
+
+    :param name: Shown in messages and in QEMU's process name.
+    :param boot_memory_bytes: RAM at boot, a multiple of 128 MiB (the guest's memory block size).
+    :param max_memory_bytes: RAM with virtio-mem grown to its end; a multiple of 128 MiB too.
+    :param cpus: CPUs at boot; `max_cpus` with all hot-added.
+    :param guest_cid: vsock CID, 3 or more, different for machines that share a broker.
+    :param require_privileged_port: The vsock device refuses guest ports of 1024 and more.
+    :param kernel_arguments: Added at the end of the kernel's command line.
+    :raise ValueError: When one of them is out of range.
+    """
+
+    name: str = "lab"
+    boot_memory_bytes: int = 512 * MIB
+    max_memory_bytes: int = 2560 * MIB
+    cpus: int = 1
+    max_cpus: int = 4
+    guest_cid: int = 3
+    require_privileged_port: bool = False
+    kernel_arguments: str = ""
+
+    def __post_init__(self) -> None:
+        if self.boot_memory_bytes < 256 * MIB or self.boot_memory_bytes % (128 * MIB):
+            raise ValueError(f"boot memory {self.boot_memory_bytes}: a multiple of 128 MiB, at least 256 MiB")
+        grown = self.max_memory_bytes - self.boot_memory_bytes
+        if grown < 0 or grown % (128 * MIB):
+            raise ValueError(f"maximum memory {self.max_memory_bytes}: boot memory plus a multiple of 128 MiB")
+        if not 1 <= self.cpus <= self.max_cpus <= 64:
+            raise ValueError(f"{self.cpus} of {self.max_cpus} CPUs: 1 <= boot <= maximum <= 64")
+        if not 3 <= self.guest_cid < 0xFFFFFFFF:
+            raise ValueError(f"guest CID {self.guest_cid}: 3 to 4294967294")
+
+    @property
+    def virtio_mem_bytes(self) -> int:
+        """The most that virtio-mem can add; 0 when the machine has none."""
+        return self.max_memory_bytes - self.boot_memory_bytes
+
+
+@dataclass(frozen=True)
+class MachinePaths:
+    """Where a machine's files and sockets are: all in one directory with a short name.
+
+    :raise ValueError: When the directory's name is too long for unix sockets.
+    """
+
+    directory: Path
+    kernel: Path
+    initrd: Path
+
+    def __post_init__(self) -> None:
+        if len(str(self.uds_base)) + len("_4294967295") > _SOCKET_PATH_LIMIT:
+            raise ValueError(f"{self.directory} is too long a name for unix sockets in it")
+
+    @property
+    def overlay(self) -> Path:
+        """The machine's own disk, over the image."""
+        return self.directory / "disk.qcow2"
+
+    @property
+    def serial_log(self) -> Path:
+        """What the kernel prints."""
+        return self.directory / "serial.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        """What QEMU prints."""
+        return self.directory / "qemu.log"
+
+    @property
+    def qmp(self) -> Path:
+        """QMP for the broker."""
+        return self.directory / "qmp.sock"
+
+    @property
+    def observer(self) -> Path:
+        """QMP for whoever only looks."""
+        return self.directory / "observer.sock"
+
+    @property
+    def keeper(self) -> Path:
+        """QMP for the lab itself."""
+        return self.directory / "keeper.sock"
+
+    @property
+    def console(self) -> Path:
+        """The agent's serial port."""
+        return self.directory / "console.sock"
+
+    @property
+    def vhost_vsock(self) -> Path:
+        """vhost-user, between QEMU and the vsock device."""
+        return self.directory / "vhost.sock"
+
+    @property
+    def uds_base(self) -> Path:
+        """Guest connections to host port P arrive at this path, an underscore and P."""
+        return self.directory / "vsock"
+
+
+def command_line(config: MachineConfig, paths: MachinePaths, accel: str) -> list[str]:
+    """The whole command; `accel` is "kvm" or "tcg". Dies with its parent."""
+    kvm = accel == "kvm"
+    sockets = {"qmp": paths.qmp, "observer": paths.observer, "keeper": paths.keeper, "console": paths.console}
+    command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+    command += ["-name", f"guestd-lab-{config.name}", "-nodefaults", "-no-user-config", "-display", "none"]
+    command += ["-machine", "q35,memory-backend=ram0", "-accel", "kvm" if kvm else "tcg,thread=multi"]
+    # Emulated, the guest would load KVM's modules (3 s of boot) only to find nobody to serve.
+    command += ["-cpu", "host" if kvm else "max,-svm"]
+    command += ["-smp", f"{config.cpus},maxcpus={config.max_cpus},sockets=1,cores={config.max_cpus},threads=1"]
+    command += _memory(config)
+    command += ["-kernel", str(paths.kernel), "-initrd", str(paths.initrd)]
+    command += ["-append", kernel_command_line(config, kvm=kvm)]
+    command += ["-drive", f"if=none,id=disk0,file={paths.overlay},format=qcow2,cache=unsafe,discard=unmap"]
+    command += ["-device", "virtio-blk-pci,drive=disk0"]
+    command += ["-serial", f"file:{paths.serial_log}"]
+    for name, path in sockets.items():
+        command += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
+        if name != "console":
+            command += ["-mon", f"chardev={name},mode=control"]
+    command += ["-device", "virtio-serial-pci,max_ports=2"]
+    command += ["-device", f"virtserialport,chardev=console,name={CONSOLE_PORT_NAME}"]
+    command += ["-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=off"]
+    # On a port of its own, because pcie.0 does not hotplug and the device is taken out before a migration.
+    command += ["-device", "pcie-root-port,id=port0,chassis=1,slot=1"]
+    command += ["-chardev", f"socket,id=vhost0,path={paths.vhost_vsock}"]
+    command += ["-device", "vhost-user-vsock-pci,id=vsock0,bus=port0,chardev=vhost0"]
+    return command
+
+
+def kernel_command_line(config: MachineConfig, *, kvm: bool) -> str:
+    """What the guest's kernel is started with."""
+    words = ["console=ttyS0", "root=/dev/vda", "rw", "quiet", "mitigations=off", "random.trust_cpu=on"]
+    if not kvm:
+        # QEMU's emulated TSCs agree with each other, but Linux cannot know and would read the HPET instead.
+        words += ["no_timer_check", "tsc=reliable"]
+    return " ".join([*words, *config.kernel_arguments.split()])
+
+
+def _memory(config: MachineConfig) -> list[str]:
+    """Boot memory, and virtio-mem of which nothing is plugged; shared, because vhost-user needs that."""
+    boot, added = config.boot_memory_bytes, config.virtio_mem_bytes
+    arguments = ["-object", f"memory-backend-memfd,id=ram0,size={boot},share=on"]
+    if not added:
+        return ["-m", f"{boot // MIB}M", *arguments]
+    slack = GIB  # for aligning the device's region
+    arguments = ["-m", f"{boot // MIB}M,slots=8,maxmem={(boot + added + slack) // MIB}M", *arguments]
+    arguments += ["-object", f"memory-backend-memfd,id=vmem0,size={added},share=on,reserve=off"]
+    return [*arguments, "-device", "virtio-mem-pci,id=vm0,memdev=vmem0,requested-size=0"]
