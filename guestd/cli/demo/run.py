@@ -36,7 +36,6 @@ from guestd.wire.client import BrokerClient
 GUEST_NAME = "demo"
 OUTPUTS = ("timeline.jsonl", "timeline.svg", "summary.json", "broker.log")
 
-_CONSOLE_SECONDS = 5.0
 _QUERY_SECONDS = 5.0
 _BROKER_START_SECONDS = 20.0
 _BROKER_STOP_SECONDS = 5.0
@@ -252,10 +251,10 @@ class LabVm:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    async def shell(self, command: str) -> str:
+    async def shell(self, command: str, timeout_seconds: float) -> str:
         """Runs a command in the guest; its stdout."""
         try:
-            return (await self._machine.console.run(command, _CONSOLE_SECONDS)).stdout
+            return (await self._machine.console.run(command, timeout_seconds)).stdout
         except ConsoleTimeout as error:
             raise NoAnswer(str(error)) from error
 

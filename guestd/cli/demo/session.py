@@ -29,6 +29,8 @@ GUEST_DIR: Final = "/run/guestd-demo"
 _LINES = f"{GUEST_DIR}/lines.jsonl"
 _SCRIPTS = ("guest_watch", "guest_load", "guest_probe")
 _CHUNK_BYTES = 262_144
+_TICK_ANSWER_SECONDS = 4.0
+_STEP_ANSWER_SECONDS = 30.0
 
 
 class NoAnswer(Exception):
@@ -42,7 +44,7 @@ class DemoError(GuestdError):
 class Vm(Protocol):
     """The VM as the demo needs it."""
 
-    async def shell(self, command: str) -> str:
+    async def shell(self, command: str, timeout_seconds: float) -> str:
         """Runs a command in the guest over the console; its stdout.
 
         :raise NoAnswer: When none came in time.
@@ -163,7 +165,7 @@ class Session:
         for name in _SCRIPTS:
             text = (Path(__file__).parent / f"{name}.py").read_bytes()
             commands.append(f"echo {base64.b64encode(text).decode()} | base64 -d > {GUEST_DIR}/{name}.py")
-        await self.vm.shell(" && ".join(commands))
+        await self.vm.shell(" && ".join(commands), _STEP_ANSWER_SECONDS)
         await self.vm.spawn(f"exec nice -n -10 python3 -S {GUEST_DIR}/guest_watch.py >> {_LINES}")
 
     def _load_command(self) -> str:
@@ -177,15 +179,20 @@ class Session:
 
     async def _probe(self) -> None:
         """Asks the guest's systemd and kernel about the service and its sockets."""
-        output = await self.vm.shell(f"python3 -S {GUEST_DIR}/guest_probe.py guestd.service")
+        command = f"python3 -S {GUEST_DIR}/guest_probe.py guestd.service"
+        output = await self.vm.shell(command, _STEP_ANSWER_SECONDS)
         for record in probe_records(self.recorder.now(), output):
             self.recorder.add(record)
 
     async def _service_in_words(self) -> str:
-        with contextlib.suppress(NoAnswer):
+        """What the guest's systemd has to say, for an error."""
+        try:
             await self._probe()
+            log = await self.vm.shell("journalctl -u guestd -n 8 -o cat --no-pager", _STEP_ANSWER_SECONDS)
+        except NoAnswer as error:
+            return f"and does not answer on its console ({error})"
         states = [record.state for record in self.recorder.records if isinstance(record, Service)]
-        return f"guestd.service is {states[-1]}" if states else "guestd.service is not known to systemd"
+        return f"guestd.service is {states[-1] if states else 'unknown'}. Its log:\n{log.strip()}"
 
     async def _follow_broker(self) -> None:
         async for change in self.broker.watch_guests(self.plan.tick_seconds / 2):
@@ -204,7 +211,8 @@ class Session:
         self.recorder.add(hypervisor_record(now, self.boot_memory_bytes, cpus, devices, balloon))
 
     async def _sample_guest(self) -> None:
-        output = await self.vm.shell(f"tail -c +{self._lines.offset + 1} {_LINES} | head -c {_CHUNK_BYTES}")
+        command = f"tail -c +{self._lines.offset + 1} {_LINES} | head -c {_CHUNK_BYTES}"
+        output = await self.vm.shell(command, _TICK_ANSWER_SECONDS)
         for values in self._lines.feed(output.encode()):
             self.recorder.add_guest(values)
 

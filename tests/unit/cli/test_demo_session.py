@@ -47,7 +47,7 @@ class FakeVm:
         self.shrinks = True
         self.load_ends = True
 
-    async def shell(self, command: str) -> str:
+    async def shell(self, command: str, timeout_seconds: float) -> str:
         self.commands.append(command)
         if self.silent:
             raise NoAnswer("busy")
@@ -217,13 +217,13 @@ async def test_a_guest_that_never_connects_nor_answers() -> None:
     run.broker.connected = False
     install = run.vm.shell
 
-    async def shell(command: str) -> str:
+    async def shell(command: str, timeout_seconds: float) -> str:
         if command.startswith("mkdir"):
-            return await install(command)
+            return await install(command, timeout_seconds)
         raise NoAnswer("dead")
 
     run.vm.shell = shell  # type: ignore[method-assign]
-    with pytest.raises(DemoError, match="not known to systemd"):
+    with pytest.raises(DemoError, match=r"does not answer on its console \(dead\)"):
         await run()
 
 
