@@ -19,8 +19,8 @@ STAMPS := build/stamps
 
 # Debian packages that the lab uses, as "program:package".
 VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mmdebstrap \
-	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4
-VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4
+	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
+VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
 .PHONY: help setup setup-vm packages-vm install-guest install-broker proto lint types test-fast test demo bench clean
 

@@ -35,6 +35,7 @@ DISK_BYTES = 3 << 30
 _KEPT_IMAGES = 3
 _VERSION = "1"
 _GUEST_FILES = Path(__file__).parent / "guest"
+_KEEP_FREED = Path(__file__).parent / "host" / "keep_freed.c"
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,13 @@ class GuestImage:
     :param disk: Raw ext4 file system, never to be written to.
     :param kernel: Uncompressed kernel that QEMU starts directly (PVH).
     :param initrd: Uncompressed initrd.
+    :param keep_freed: Library to preload into an emulating QEMU; `host/keep_freed.c` says why.
     """
 
     disk: Path
     kernel: Path
     initrd: Path
+    keep_freed: Path
 
 
 def source_root() -> Path:
@@ -88,7 +91,7 @@ async def build(progress: Progress = lambda line: None) -> GuestImage:
             await _finish(image, lambda work: _build_image(work, base, root, progress))
             _forget_old(directory, image)
         image.touch()
-        return GuestImage(image / "disk.ext4", base / "vmlinux", base / "initrd")
+        return GuestImage(image / "disk.ext4", base / "vmlinux", base / "initrd", image / "keep_freed.so")
 
 
 async def _base(directory: Path, progress: Progress) -> Path:
@@ -168,6 +171,7 @@ async def _build_image(work: Path, base: Path, root: Path, progress: Progress) -
     script = work.parent / "commands"
     script.write_text(inject.commands(stage))
     await tools.run(["debugfs", "-w", "-f", str(script), str(disk)])
+    await tools.run(["tcc", "-shared", "-nostdlib", "-o", str(work / "keep_freed.so"), str(_KEEP_FREED)])
     progress(f"guest image made in {time.monotonic() - started:.0f} s")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from qemu.qmp import QMPClient, QMPError
 
 from guestd.lab import accel as accelerators
-from guestd.lab import tools
+from guestd.lab import tcg, tools
 from guestd.lab.console import Console
 from guestd.lab.errors import ConsoleError, MachineError
 from guestd.lab.image import GuestImage
@@ -212,7 +212,7 @@ class Machine:
         tools.require(tools.RUN_TOOLS)
         accel = await accelerators.choose(self._image, self._accel)
         directory = Path(tempfile.mkdtemp(prefix="guestd-", dir=self._run_directory))
-        self._paths = paths = MachinePaths(directory, self._image.kernel, self._image.initrd)
+        self._paths = paths = MachinePaths(directory, self._image.kernel, self._image.initrd, self._image.keep_freed)
         backing = ["-b", str(self._image.disk), "-F", "raw"]
         await tools.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(paths.overlay)])
         self._device = VsockDevice(
@@ -230,6 +230,7 @@ class Machine:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
+                env=await tcg.environment(self._image) if accel == "tcg" else None,
             )
         self._console = Console(paths.console)
         await self._until_listening(self._console)

@@ -13,6 +13,11 @@ CONSOLE_PORT_NAME = "lab"
 
 _SOCKET_PATH_LIMIT = 107
 
+_EMULATED_CPU_SLOTS = 240
+"""An emulating QEMU 7.2 never reuses what a CPU thread took from a table of `maxcpus` entries, and aborts when
+it is full: this is how many CPUs it can start in its life. The guest is told its real maximum (`possible_cpus`).
+At most 255 without an interrupt remapper."""
+
 
 @dataclass(frozen=True)
 class MachineConfig:
@@ -22,6 +27,9 @@ class MachineConfig:
     :param boot_memory_bytes: RAM at boot, a multiple of 128 MiB (the guest's memory block size).
     :param max_memory_bytes: RAM with virtio-mem grown to its end; a multiple of 128 MiB too.
     :param cpus: CPUs at boot; `max_cpus` with all hot-added.
+    :param cpu_slots: CPUs that can be plugged in all its life. Under software emulation QEMU 7.2 gives every
+        vCPU thread that ever started a translation context for good and aborts beyond `maxcpus` of them, so
+        slots must be plenty where CPUs come and go.
     :param guest_cid: vsock CID, 3 or more, different for machines that share a broker.
     :param require_privileged_port: The vsock device refuses guest ports of 1024 and more.
     :param kernel_arguments: Added at the end of the kernel's command line.
@@ -33,6 +41,7 @@ class MachineConfig:
     max_memory_bytes: int = 2560 * MIB
     cpus: int = 1
     max_cpus: int = 4
+    cpu_slots: int = 32
     guest_cid: int = 3
     require_privileged_port: bool = False
     kernel_arguments: str = ""
@@ -58,12 +67,15 @@ class MachineConfig:
 class MachinePaths:
     """Where a machine's files and sockets are: all in one directory with a short name.
 
+    :param keep_freed: Library to preload into an emulating QEMU, or None.
+
     :raise ValueError: When the directory's name is too long for unix sockets.
     """
 
     directory: Path
     kernel: Path
     initrd: Path
+    keep_freed: Path | None = None
 
     def __post_init__(self) -> None:
         if len(str(self.uds_base)) + len("_4294967295") > _SOCKET_PATH_LIMIT:
@@ -119,12 +131,17 @@ def command_line(config: MachineConfig, paths: MachinePaths, accel: str) -> list
     """The whole command; `accel` is "kvm" or "tcg". Dies with its parent."""
     kvm = accel == "kvm"
     sockets = {"qmp": paths.qmp, "observer": paths.observer, "keeper": paths.keeper, "console": paths.console}
-    command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
+    slots = config.max_cpus if kvm else max(config.max_cpus, _EMULATED_CPU_SLOTS)
+    command = ["setpriv", "--pdeathsig", "KILL"]
+    if not kvm and paths.keep_freed is not None:
+        command += ["env", f"LD_PRELOAD={paths.keep_freed}"]
+    command += ["qemu-system-x86_64"]
     command += ["-name", f"guestd-lab-{config.name}", "-nodefaults", "-no-user-config", "-display", "none"]
     command += ["-machine", "q35,memory-backend=ram0", "-accel", "kvm" if kvm else "tcg,thread=multi"]
     # Emulated, the guest would load KVM's modules (3 s of boot) only to find nobody to serve.
     command += ["-cpu", "host" if kvm else "max,-svm"]
-    command += ["-smp", f"{config.cpus},maxcpus={config.max_cpus},sockets=1,cores={config.max_cpus},threads=1"]
+    slots = max(config.cpu_slots, config.max_cpus)
+    command += ["-smp", f"{config.cpus},maxcpus={slots},sockets=1,cores={slots},threads=1"]
     command += _memory(config)
     command += ["-kernel", str(paths.kernel), "-initrd", str(paths.initrd)]
     command += ["-append", kernel_command_line(config, kvm=kvm)]
@@ -150,7 +167,7 @@ def kernel_command_line(config: MachineConfig, *, kvm: bool) -> str:
     words = ["console=ttyS0", "root=/dev/vda", "rw", "quiet", "mitigations=off", "random.trust_cpu=on"]
     if not kvm:
         # QEMU's emulated TSCs agree with each other, but Linux cannot know and would read the HPET instead.
-        words += ["no_timer_check", "tsc=reliable"]
+        words += ["no_timer_check", "tsc=reliable", f"possible_cpus={config.max_cpus}"]
     return " ".join([*words, *config.kernel_arguments.split()])
 
 

@@ -13,7 +13,14 @@ from guestd.lab.errors import ImageError, LabUnavailable
 RUN_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
 """Programs needed to run a machine, with the Debian packages that have them."""
 
-BUILD_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "debugfs": "e2fsprogs", "lz4": "lz4", "make": "make"}
+BUILD_TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "debugfs": "e2fsprogs",
+    "lz4": "lz4",
+    "tcc": "tcc",
+    "make": "make",
+}
 """Programs needed to build the guest image."""
 
 _SEARCH_PATH = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"

@@ -251,6 +251,7 @@ class BrokerMachine:
         order = track.order
         track.begin(Phase.UNPLUGGING, offered, now, self.timing.unplug_progress_seconds, held)
         track.order = order
+        track.repeat_at = now + self.timing.unplug_repeat_seconds
         self._out.append(self._request(guest.name, kind, offered))
 
     # ---- decisions -------------------------------------------------------------------------------
@@ -280,6 +281,8 @@ class BrokerMachine:
         for track in guest.tracks.values():
             if track.phase is not Phase.IDLE:
                 yield track.deadline
+            if track.phase is Phase.UNPLUGGING and track.kind is Kind.CPU:
+                yield track.repeat_at
             for at in (track.grow_after, track.shrink_after):
                 if at > now and track.phase is Phase.IDLE and track.target != track.reserved:
                     yield at
@@ -341,9 +344,18 @@ class BrokerMachine:
             self._finish(guest, track, f"shrunk to {track.kind.show(held)}")
         elif held < track.progress:
             track.progress, track.deadline = held, now + self.timing.unplug_progress_seconds
+            self._unplug_vcpus(guest, track, now)
+        elif now >= track.repeat_at and now < track.deadline:
+            self._unplug_vcpus(guest, track, now)
         elif now >= track.deadline:
             track.counters.partials += 1
             self._stop_short(guest, track, now, f"guest keeps {track.kind.show(held)}")
+
+    def _unplug_vcpus(self, guest: GuestState, track: Track, now: float) -> None:
+        """vCPUs go one by one: ask for the next, or for one again whose removal was lost."""
+        track.repeat_at = now + self.timing.unplug_repeat_seconds
+        if track.kind is Kind.CPU:
+            self._out.append(self._request(guest.name, track.kind, track.amount))
 
     _FOLLOW: Mapping[Phase, Callable[["BrokerMachine", GuestState, Track, VmState, float], None]] = {
         Phase.IDLE: _follow_idle,

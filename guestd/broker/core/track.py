@@ -41,6 +41,7 @@ class Timing:
     urge_seconds: float = 5.0
     overdue_seconds: float = 10.0
     unplug_progress_seconds: float = 8.0
+    unplug_repeat_seconds: float = 2.0
     reboot_seconds: float = 60.0  # for the first step after a guest reset
     cool_down_seconds: float = 5.0  # no shrink so soon after a grow
     retry_seconds: float = 5.0  # after a refusal or a failure, doubled each time up to the next line
@@ -74,6 +75,7 @@ class Track:
     order: OrderId | None = None
     stage: ReclaimStage = ReclaimStage.ASK
     deadline: float = 0.0
+    repeat_at: float = 0.0  # when to ask the hypervisor again to unplug a vCPU
     progress: int = 0  # best seen of plugged (growing) or held (shrinking)
     grow_after: float = 0.0
     shrink_after: float = 0.0

@@ -38,7 +38,8 @@ class Vm(Protocol):
 
     async def request_vcpus(self, count: int) -> None:
         """Have `count` vCPUs plugged. Plugging happens at once; unplugging may wait for the guest.
-        vCPUs are added at the lowest free slot and removed from the highest plugged one.
+        vCPUs are added at the lowest free slot and removed from the highest plugged one. A driver may
+        remove one at a time: the caller repeats the request after each change, and now and then.
 
         :raise HypervisorError: When the hypervisor refuses.
         :raise OutcomeUnknown: When the answer was lost.

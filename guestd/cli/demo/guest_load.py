@@ -7,7 +7,6 @@ on stdout with the guest's monotonic time.
 
 import argparse
 import json
-import mmap
 import os
 import sys
 import time
@@ -32,20 +31,23 @@ def burn(seconds: float) -> None:
 
 
 def grow(total_bytes: int, bytes_per_second: int, hold_seconds: float) -> None:
-    """Takes memory and writes to all of it, never faster than the given rate, then holds it."""
+    """Takes memory piece by piece and writes to all of it, never faster than the given rate, then holds it.
+
+    In pieces, because the kernel refuses one request for more than the machine has at that time.
+    """
     step = min(int(bytes_per_second * STEP_SECONDS), total_bytes)
     filled = b"\x5a" * step
-    with mmap.mmap(-1, total_bytes) as memory:
-        say("memory-onset")
-        due, done = time.monotonic(), 0
-        while done < total_bytes:
-            size = min(step, total_bytes - done)
-            memory[done : done + size] = filled[:size]
-            done += size
-            due = max(due + STEP_SECONDS, time.monotonic())
-            time.sleep(max(0.0, due - time.monotonic()))
-        say("memory-full")
-        time.sleep(hold_seconds)
+    pieces = []
+    say("memory-onset")
+    due, done = time.monotonic(), 0
+    while done < total_bytes:
+        piece = bytearray(filled[: total_bytes - done])
+        pieces.append(piece)
+        done += len(piece)
+        due = max(due + STEP_SECONDS, time.monotonic())
+        time.sleep(max(0.0, due - time.monotonic()))
+    say("memory-full", f"{sum(map(len, pieces)) >> 20} MiB")
+    time.sleep(hold_seconds)
 
 
 def outcome(status: int) -> str:

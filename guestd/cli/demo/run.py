@@ -34,9 +34,10 @@ from guestd.model.units import format_size
 from guestd.wire.client import BrokerClient
 
 GUEST_NAME = "demo"
-OUTPUTS = ("timeline.jsonl", "timeline.svg", "summary.json", "broker.log")
+OUTPUTS = ("timeline.jsonl", "timeline.svg", "summary.json", "broker.log", "qemu.log", "serial.log")
 
 _QUERY_SECONDS = 5.0
+_QEMU_END_SECONDS = 2.0
 _BROKER_START_SECONDS = 20.0
 _BROKER_STOP_SECONDS = 5.0
 
@@ -148,7 +149,12 @@ async def _run(recorder: Recorder, expected: Expected, plan: Plan, accel: str | 
                 say=display.say,
                 plan=plan,
             )
-            await session.run()
+            try:
+                await session.run()
+            except LabError as error:
+                raise DemoError(await _last_words(machine, error)) from error
+            finally:
+                _keep_logs(machine, out_dir)
             display.say("stopping broker and VM")
 
 
@@ -157,6 +163,21 @@ async def _boot(machine: Machine, accel: str, recorder: Recorder, display: Displ
     kernel = (await machine.console.run("uname -r")).stdout.strip()
     recorder.add(MachineRecord(recorder.now(), accel, kernel, round(boot_seconds, 2)))
     display.say(f"Linux {kernel} booted in {boot_seconds:.1f} s")
+
+
+async def _last_words(machine: Machine, error: LabError) -> str:
+    """What went wrong with the machine; when QEMU has ended, how."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_QEMU_END_SECONDS):
+            code = await machine.wait_exited()
+            return f"QEMU ended with {code}: {_tail(machine.paths.qemu_log)}"
+    return str(error)
+
+
+def _keep_logs(machine: Machine, out_dir: Path) -> None:
+    for path in (machine.paths.qemu_log, machine.paths.serial_log):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(path, out_dir / path.name)
 
 
 @contextlib.asynccontextmanager

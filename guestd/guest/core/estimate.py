@@ -2,9 +2,10 @@
 
 CPU, the law:
 
-1. Utilisation says what is used, but it saturates at what is online. Where tasks wait for a CPU
-   (`cpu.some` of PSI; without PSI: all CPUs busy and more runnable tasks than CPUs) the need is the
-   number of *runnable* tasks: the median of the last samples, so that one short burst says nothing.
+1. Utilisation says what is used, but it saturates at what is online. Where all CPUs are busy and tasks
+   wait for one (`cpu.some` of PSI, where there is PSI) the need is the number of *runnable* tasks: the
+   least of the last samples, so that a burst says nothing (plugging a CPU is one by itself: it wakes a
+   handful of kernel threads for an instant).
 2. Where nothing waits, what is used plus a tenth is enough, and never more than is online.
 3. A lower need is believed only after it has held for `hold_seconds`: growing is cheap, flapping is not.
 
@@ -15,6 +16,9 @@ Memory, the law:
    will have used up by the time that a plug takes (`horizon_seconds`).
 2. A stall on memory (PSI) asks for a quarter more than there is, whatever the arithmetic says.
 3. `floor` is what must stay after a shrink: in use, and half of the headroom.
+4. While the VM is being shrunk the kernel isolates one memory block after the other, and an isolated
+   block looks as if it were in use: that much more than before the shrink is not believed.
+5. Growth is what has gone on for two stretches of `trend_seconds`, the slower of the two: a jump is no trend.
 
 Weak spots: cache that is worth its memory is not seen (refaults are sampled, not used yet); a program that
 allocates everything within one sampling interval is faster than any estimate.
@@ -23,7 +27,6 @@ allocates everything within one sampling interval is faster than any estimate.
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 
 from guestd.model.guest import Sample
 from guestd.model.messages import Reason, Urgency
@@ -35,14 +38,16 @@ class EstimateSettings:
     """Constants of the estimators; seconds, bytes, shares of 1."""
 
     window_seconds: float = 1.0  # over which rates are taken
-    min_window_seconds: float = 0.09  # below this a rate is noise: /proc/stat counts in 10 ms
-    runnable_samples: int = 3
-    waiting_share: float = 0.15  # of the time in which some task waits for a CPU
+    min_window_seconds: float = 0.14  # below this a rate is noise: /proc/stat counts in 10 ms
+    runnable_samples: int = 4
+    waiting_share: float = 0.3  # of the time in which some task waits for a CPU
+    busy_share: float = 0.8  # of the CPUs online, above which they are all busy
     cpu_spare_share: float = 0.1
     hold_seconds: float = 6.0
     headroom_share: float = 0.2  # of what is in use; Hyper-V's default buffer is 20 %
     headroom_min_bytes: int = 96 * MIB
     horizon_seconds: float = 3.0
+    trend_seconds: float = 0.3
     moving_bytes_per_second: int = 8 * MIB
     pressure_share: float = 0.05  # of the time in which some task stalls on memory
 
@@ -101,17 +106,14 @@ class CpuEstimator:
         history.append((now, sample))
         while len(history) > settings.runnable_samples and history[1][0] < now - settings.window_seconds:
             history.popleft()
-        used, some = self._rates(now)
-        runnable = median(entry.runnable for _, entry in list(history)[-settings.runnable_samples :])
-        enough_samples = len(history) >= settings.runnable_samples
-        if some is None:
-            waiting = enough_samples and runnable > online and used > 0.9 * online
-        else:
-            waiting = enough_samples and runnable > online and some > settings.waiting_share
+        used, used_now, some = self._rates(now)
+        runnable = min(entry.runnable for _, entry in list(history)[-settings.runnable_samples :])
+        busy = len(history) >= settings.runnable_samples and used_now > settings.busy_share * online
+        waiting = busy and runnable > online and (some is None or some > settings.waiting_share)
         if waiting:
             needed = max(float(runnable), used)
             shown = "all CPUs are busy" if some is None else f"tasks wait {some:.0%} of the time"
-            reason = Reason("cpu-waiting", f"{runnable:g} tasks want to run on {online} CPUs, {shown}")
+            reason = Reason("cpu-waiting", f"{runnable} tasks want to run on {online} CPUs, {shown}")
         else:
             needed = min(used * (1 + settings.cpu_spare_share), float(online))
             reason = Reason("cpu-used", f"{used:.2f} of {online} CPUs are used")
@@ -119,27 +121,27 @@ class CpuEstimator:
         urgency = Urgency.NOW if waiting else Urgency.NORMAL
         return CpuNeed(held, round(used * MILLICORES_PER_VCPU), waiting, urgency, reason)
 
-    def _rates(self, now: float) -> tuple[float, float | None]:
-        """CPUs used, and the share of time in which tasks waited, over the last window."""
-        settings = self._settings
+    def _rates(self, now: float) -> tuple[float, float, float | None]:
+        """CPUs used over the last window and over the last moments, and the share of the last moments in
+        which tasks waited (None without PSI).
+        """
         newest = self._history[-1][1]
-        start = next((entry for entry in self._history if entry[0] >= now - settings.window_seconds), self._history[0])
-        seconds = now - start[0]
-        if seconds < settings.min_window_seconds:
-            return 0.0, None if newest.cpu_some_us is None else 0.0
-        used = _busy_between(start[1].cpu_busy_seconds, newest.cpu_busy_seconds) / seconds
-        if newest.cpu_some_us is None or start[1].cpu_some_us is None:
-            return used, None
+        window = now - self._settings.window_seconds
+        start = next((entry for entry in self._history if entry[0] >= window), self._history[0])
         recent = self._recent(now)
-        recent_seconds = now - recent[0]
-        if recent[1].cpu_some_us is None or recent_seconds <= 0:
-            return used, None
-        return used, (newest.cpu_some_us - recent[1].cpu_some_us) / 1e6 / recent_seconds
+        if recent is None or now - start[0] < self._settings.min_window_seconds:
+            return 0.0, 0.0, None if newest.cpu_some_us is None else 0.0
+        used = _busy_between(start[1].cpu_busy_seconds, newest.cpu_busy_seconds) / (now - start[0])
+        seconds = now - recent[0]
+        used_now = _busy_between(recent[1].cpu_busy_seconds, newest.cpu_busy_seconds) / seconds
+        if newest.cpu_some_us is None or recent[1].cpu_some_us is None:
+            return used, used_now, None
+        return used, used_now, (newest.cpu_some_us - recent[1].cpu_some_us) / 1e6 / seconds
 
-    def _recent(self, now: float) -> tuple[float, Sample]:
+    def _recent(self, now: float) -> tuple[float, Sample] | None:
         """The newest sample old enough to take a rate from: waiting is judged on the last moments."""
-        usable = [entry for entry in self._history if entry[0] <= now - self._settings.min_window_seconds]
-        return usable[-1]
+        oldest = now - self._settings.min_window_seconds
+        return next((entry for entry in reversed(self._history) if entry[0] <= oldest), None)
 
 
 def _busy_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:
@@ -154,19 +156,21 @@ class MemoryEstimator:
 
     def __init__(self, settings: EstimateSettings | None = None) -> None:
         self._settings = settings or EstimateSettings()
-        self._history: deque[tuple[float, Sample]] = deque()
+        self._history: deque[tuple[float, Sample, int]] = deque()  # time, sample, bytes in use
+        self._before_shrink = 0
         self._held = _Held(self._settings.hold_seconds)
 
-    def update(self, sample: Sample, kernel_bytes: int, now: float) -> MemoryNeed:
+    def update(self, sample: Sample, kernel_bytes: int, isolated_bytes: int, now: float) -> MemoryNeed:
         """
         :param kernel_bytes: what the kernel took at boot, beside MemTotal.
+        :param isolated_bytes: what may look used because it is just being unplugged.
         :param now: seconds, monotonic.
         """
         settings, history = self._settings, self._history
-        history.append((now, sample))
+        used = self._without_isolated(sample, isolated_bytes)
+        history.append((now, sample, used))
         while len(history) > 2 and history[1][0] < now - settings.window_seconds:
             history.popleft()
-        used = max(0, sample.memory_total_bytes - sample.memory_available_bytes) + sample.swap_used_bytes
         held_bytes = sample.memory_total_bytes + kernel_bytes
         rate = self._growth_rate(now)
         headroom = max(settings.headroom_min_bytes, round(used * settings.headroom_share))
@@ -187,20 +191,30 @@ class MemoryEstimator:
         floor = kernel_bytes + used + headroom // 2
         return MemoryNeed(self._held.update(needed, now), floor, used, moving, stalled, urgency, reason)
 
+    def _without_isolated(self, sample: Sample, isolated_bytes: int) -> int:
+        used = max(0, sample.memory_total_bytes - sample.memory_available_bytes) + sample.swap_used_bytes
+        if not isolated_bytes:
+            self._before_shrink = used
+        more = used - self._before_shrink
+        return used if more <= 0 else self._before_shrink + max(0, more - isolated_bytes)
+
     def _growth_rate(self, now: float) -> float:
-        """Bytes per second by which available memory shrinks beyond what was taken away from the VM."""
-        before_at, before = self._history[0]
-        seconds = now - before_at
-        if seconds < self._settings.min_window_seconds:
+        """Bytes per second by which the memory in use grows."""
+        trend = self._settings.trend_seconds
+        middle, oldest = self._before(now - trend), self._before(now - 2 * trend)
+        if middle is None or oldest is None or oldest[0] >= middle[0]:
             return 0.0
-        newest = self._history[-1][1]
-        grown = (newest.memory_total_bytes - newest.memory_available_bytes) - (
-            before.memory_total_bytes - before.memory_available_bytes
-        )
-        return max(0.0, grown / seconds)
+        used = self._history[-1][2]
+        recent = (used - middle[2]) / (now - middle[0])
+        earlier = (middle[2] - oldest[2]) / (middle[0] - oldest[0])
+        return max(0.0, min(recent, earlier))
+
+    def _before(self, at: float) -> tuple[float, Sample, int] | None:
+        """The newest sample that is not younger than `at`."""
+        return next((entry for entry in reversed(self._history) if entry[0] <= at), None)
 
     def _stalled(self, now: float) -> bool:
-        before_at, before = self._history[0]
+        before_at, before, _ = self._history[0]
         newest, seconds = self._history[-1][1], now - before_at
         if before.memory_some_us is None or newest.memory_some_us is None or seconds <= 0:
             return False

@@ -44,7 +44,7 @@ PROTOCOL = 1
 class Settings:
     """Times in seconds."""
 
-    quick_seconds: float = 0.06
+    quick_seconds: float = 0.05
     calm_seconds: float = 0.25
     quick_for_seconds: float = 0.5  # after something moved
     reconcile_seconds: float = 10.0  # look at CPUs and blocks even if no event came
@@ -199,7 +199,8 @@ class GuestMachine:
         self._learn_kernel_bytes(sample)
         online = max(1, len(state.inventory.cpus_online) or len(sample.cpu_busy_seconds))
         state.cpu = self.cpu_estimator.update(sample, online, now)
-        state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, now)
+        isolated = state.inventory.block_bytes if self._shrinking_memory else 0
+        state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
         self._refresh_usable()
         if state.cpu.waiting or state.memory.moving or state.memory.pressure:
             self._quick_until = now + self.settings.quick_for_seconds
@@ -251,6 +252,14 @@ class GuestMachine:
             sample.memory_total_bytes if sample else 0,
             inventory.block_bytes,
         )
+
+    @property
+    def _shrinking_memory(self) -> bool:
+        """The broker was told how low it can go, and has not said yet that it is done."""
+        current = self._orders.get(Kind.MEMORY)
+        if current is None or not isinstance(current.order, Reclaim) or current.answer is None:
+            return False
+        return current.answer.status is not AckStatus.REFUSED
 
     @property
     def settled(self) -> bool:
@@ -454,7 +463,7 @@ class GuestMachine:
         or the balloon holds pages back while it is being emptied.
         """
         inventory = self._state.inventory
-        if not self.settled or not inventory.block_bytes:
+        if not self.settled or self._shrinking_memory or not inventory.block_bytes:
             return
         held = min(inventory.memory_online_bytes, self._granted.get(Kind.MEMORY, inventory.memory_online_bytes))
         taken = max(0, held - sample.memory_total_bytes)

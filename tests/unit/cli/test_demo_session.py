@@ -51,7 +51,7 @@ class FakeVm:
         self.commands.append(command)
         if self.silent:
             raise NoAnswer("busy")
-        if match := re.match(r"tail -c \+(\d+) ", command):
+        if match := re.match(r"exec tail -c \+(\d+) ", command):
             return self.output[int(match[1]) - 1 :].decode()
         if "guest_probe.py" in command:
             service = {"source": "service", "state": "active", "active_since_us": 1, "restarts": 0, "main_pid": 9}
@@ -169,7 +169,7 @@ async def test_the_load_is_all_that_is_done_to_the_guest() -> None:
     assert [re.findall(r"guest_\w+", command) for command in run.vm.spawned] == [["guest_watch"], ["guest_load"]]
     assert "--processes 4 --cpu-seconds 20 --pause-seconds 2 --memory-mib 1536" in run.vm.spawned[1]
     kinds = {re.split(r"[ +]", command)[0] for command in run.vm.commands}
-    assert kinds == {"mkdir", "tail", "python3"}
+    assert kinds == {"mkdir", "exec", "python3"}
 
 
 async def test_without_load_nothing_grows_and_it_fails() -> None:
