@@ -35,7 +35,6 @@ DISK_BYTES = 3 << 30
 _KEPT_IMAGES = 3
 _VERSION = "1"
 _GUEST_FILES = Path(__file__).parent / "guest"
-_KEEP_FREED = Path(__file__).parent / "host" / "keep_freed.c"
 
 
 @dataclass(frozen=True)
@@ -45,13 +44,11 @@ class GuestImage:
     :param disk: Raw ext4 file system, never to be written to.
     :param kernel: Uncompressed kernel that QEMU starts directly (PVH).
     :param initrd: Uncompressed initrd.
-    :param keep_freed: Library to preload into an emulating QEMU; `host/keep_freed.c` says why.
     """
 
     disk: Path
     kernel: Path
     initrd: Path
-    keep_freed: Path
 
 
 def source_root() -> Path:
@@ -91,7 +88,7 @@ async def build(progress: Progress = lambda line: None) -> GuestImage:
             await _finish(image, lambda work: _build_image(work, base, root, progress))
             _forget_old(directory, image)
         image.touch()
-        return GuestImage(image / "disk.ext4", base / "vmlinux", base / "initrd", image / "keep_freed.so")
+        return GuestImage(image / "disk.ext4", base / "vmlinux", base / "initrd")
 
 
 async def _base(directory: Path, progress: Progress) -> Path:
@@ -171,7 +168,6 @@ async def _build_image(work: Path, base: Path, root: Path, progress: Progress) -
     script = work.parent / "commands"
     script.write_text(inject.commands(stage))
     await tools.run(["debugfs", "-w", "-f", str(script), str(disk)])
-    await tools.run(["tcc", "-shared", "-nostdlib", "-o", str(work / "keep_freed.so"), str(_KEEP_FREED)])
     progress(f"guest image made in {time.monotonic() - started:.0f} s")
 
 

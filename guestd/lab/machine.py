@@ -212,7 +212,7 @@ class Machine:
         tools.require(tools.RUN_TOOLS)
         accel = await accelerators.choose(self._image, self._accel)
         directory = Path(tempfile.mkdtemp(prefix="guestd-", dir=self._run_directory))
-        self._paths = paths = MachinePaths(directory, self._image.kernel, self._image.initrd, self._image.keep_freed)
+        self._paths = paths = MachinePaths(directory, self._image.kernel, self._image.initrd)
         backing = ["-b", str(self._image.disk), "-F", "raw"]
         await tools.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(paths.overlay)])
         self._device = VsockDevice(

@@ -13,11 +13,6 @@ CONSOLE_PORT_NAME = "lab"
 
 _SOCKET_PATH_LIMIT = 107
 
-_EMULATED_CPU_SLOTS = 240
-"""An emulating QEMU 7.2 never reuses what a CPU thread took from a table of `maxcpus` entries, and aborts when
-it is full: this is how many CPUs it can start in its life. The guest is told its real maximum (`possible_cpus`).
-At most 255 without an interrupt remapper."""
-
 
 @dataclass(frozen=True)
 class MachineConfig:
@@ -29,7 +24,8 @@ class MachineConfig:
     :param cpus: CPUs at boot; `max_cpus` with all hot-added.
     :param cpu_slots: CPUs that can be plugged in all its life. Under software emulation QEMU 7.2 gives every
         vCPU thread that ever started a translation context for good and aborts beyond `maxcpus` of them, so
-        slots must be plenty where CPUs come and go.
+        slots must be plenty where CPUs come and go. At most 255; they cost the guest nothing, it is told
+        `max_cpus` (kernel argument `possible_cpus`). Not used under KVM.
     :param guest_cid: vsock CID, 3 or more, different for machines that share a broker.
     :param require_privileged_port: The vsock device refuses guest ports of 1024 and more.
     :param kernel_arguments: Added at the end of the kernel's command line.
@@ -41,7 +37,7 @@ class MachineConfig:
     max_memory_bytes: int = 2560 * MIB
     cpus: int = 1
     max_cpus: int = 4
-    cpu_slots: int = 32
+    cpu_slots: int = 240
     guest_cid: int = 3
     require_privileged_port: bool = False
     kernel_arguments: str = ""
@@ -67,15 +63,12 @@ class MachineConfig:
 class MachinePaths:
     """Where a machine's files and sockets are: all in one directory with a short name.
 
-    :param keep_freed: Library to preload into an emulating QEMU, or None.
-
     :raise ValueError: When the directory's name is too long for unix sockets.
     """
 
     directory: Path
     kernel: Path
     initrd: Path
-    keep_freed: Path | None = None
 
     def __post_init__(self) -> None:
         if len(str(self.uds_base)) + len("_4294967295") > _SOCKET_PATH_LIMIT:
@@ -131,16 +124,12 @@ def command_line(config: MachineConfig, paths: MachinePaths, accel: str) -> list
     """The whole command; `accel` is "kvm" or "tcg". Dies with its parent."""
     kvm = accel == "kvm"
     sockets = {"qmp": paths.qmp, "observer": paths.observer, "keeper": paths.keeper, "console": paths.console}
-    slots = config.max_cpus if kvm else max(config.max_cpus, _EMULATED_CPU_SLOTS)
-    command = ["setpriv", "--pdeathsig", "KILL"]
-    if not kvm and paths.keep_freed is not None:
-        command += ["env", f"LD_PRELOAD={paths.keep_freed}"]
-    command += ["qemu-system-x86_64"]
+    command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
     command += ["-name", f"guestd-lab-{config.name}", "-nodefaults", "-no-user-config", "-display", "none"]
     command += ["-machine", "q35,memory-backend=ram0", "-accel", "kvm" if kvm else "tcg,thread=multi"]
     # Emulated, the guest would load KVM's modules (3 s of boot) only to find nobody to serve.
     command += ["-cpu", "host" if kvm else "max,-svm"]
-    slots = max(config.cpu_slots, config.max_cpus)
+    slots = config.max_cpus if kvm else max(config.cpu_slots, config.max_cpus)
     command += ["-smp", f"{config.cpus},maxcpus={slots},sockets=1,cores={slots},threads=1"]
     command += _memory(config)
     command += ["-kernel", str(paths.kernel), "-initrd", str(paths.initrd)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from guestd.lab.errors import ImageError, LabUnavailable
 
-RUN_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils"}
+RUN_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "gcc": "gcc"}
 """Programs needed to run a machine, with the Debian packages that have them."""
 
 BUILD_TOOLS = {
@@ -18,7 +18,6 @@ BUILD_TOOLS = {
     "mke2fs": "e2fsprogs",
     "debugfs": "e2fsprogs",
     "lz4": "lz4",
-    "tcc": "tcc",
     "make": "make",
 }
 """Programs needed to build the guest image."""

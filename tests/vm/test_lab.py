@@ -99,7 +99,8 @@ async def plug_cpu(machine: Machine, control: QMPClient, number: int) -> None:
 async def unplug_cpu(machine: Machine, control: QMPClient, number: int) -> None:
     """Take a CPU offline and hot-remove it, until the hypervisor has confirmed it."""
     await machine.console.run(f"echo 0 > /sys/devices/system/cpu/cpu{number}/online")
-    with control.listen(EventListener(names=["DEVICE_DELETED"])) as deleted:
+    deleted = EventListener(names=["DEVICE_DELETED"])
+    with control.listen(deleted):
         await control.execute("device_del", {"id": f"cpu{number}"})
         async with asyncio.timeout(30):
             async for event in deleted:
