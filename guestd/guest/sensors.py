@@ -31,16 +31,17 @@ class SensorError(GuestdError):
         super().__init__(f"{source}: {missing}")
 
 
-def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], float, int]:
-    """Busy seconds by CPU number, steal seconds of all CPUs, and runnable tasks, from `/proc/stat`.
+def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict[int, float], float, int]:
+    """Busy and idle seconds by CPU number, steal seconds of all CPUs, and runnable tasks, from `/proc/stat`.
 
-    Busy is user, nice, system, irq and softirq; the time of nested guests is part of user already.
+    Busy is user, nice, system, irq and softirq, idle is idle and iowait; the time of nested guests is part of user already.
 
     :raise SensorError: When the CPUs' lines or `procs_running` are missing, or are not numbers.
     """
     if not text.startswith(b"cpu "):
         raise SensorError("stat", "its first line is not the sum of all CPUs")
     busy: dict[int, float] = {}
+    idle: dict[int, float] = {}
     steal = 0
     start = text.find(b"\n") + 1  # the first line is the sum of all CPUs
     while start and text.startswith(b"cpu", start):
@@ -55,6 +56,7 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], floa
         if len(ticks) < 7 or min(ticks) < 0 or number < 0:
             raise SensorError("stat", f"line {bytes(text[start:end])!r} is not a CPU with at least 7 counters")
         busy[number] = (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) * tick_seconds
+        idle[number] = (ticks[3] + ticks[4]) * tick_seconds
         steal += ticks[7] if len(ticks) > 7 else 0
         start = end + 1
     if not busy:
@@ -62,7 +64,7 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], floa
     running = _number_after(text, b"\nprocs_running ")
     if running is None:
         raise SensorError("stat", "no line procs_running")
-    return busy, steal * tick_seconds, running
+    return busy, idle, steal * tick_seconds, running
 
 
 def parse_meminfo(text: bytes) -> tuple[int, int, int]:
@@ -179,10 +181,11 @@ class Sensors:
         some, full = parse_pressure(self._memory_pressure.read()) if self._memory_pressure else (None, None)
         if self._stat is None or self._meminfo is None:
             return _psutil_sample(self._root, cpu_some, some, full)
-        busy, steal, running = parse_stat(self._stat.read(), self._tick_seconds)
+        busy, idle, steal, running = parse_stat(self._stat.read(), self._tick_seconds)
         total, available, swap_used = parse_meminfo(self._meminfo.read())
         return Sample(
             cpu_busy_seconds=busy,
+            cpu_idle_seconds=idle,
             cpu_steal_seconds=steal,
             runnable=max(running - 1, 0),
             cpu_some_us=cpu_some,
@@ -217,6 +220,9 @@ def _psutil_sample(root: Path, cpu_some: int | None, some: int | None, full: int
     memory = psutil.virtual_memory()
     return Sample(
         cpu_busy_seconds={number: _busy_seconds(one) for number, one in zip(numbers, times, strict=True)},
+        cpu_idle_seconds={
+            number: one.idle + getattr(one, "iowait", 0.0) for number, one in zip(numbers, times, strict=True)
+        },
         cpu_steal_seconds=sum(getattr(one, "steal", 0.0) for one in times),
         runnable=round(psutil.getloadavg()[0]),
         cpu_some_us=cpu_some,

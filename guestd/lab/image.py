@@ -167,7 +167,7 @@ async def _build_image(work: Path, base: Path, root: Path, progress: Progress) -
     await tools.run(["cp", "--sparse=always", "--reflink=auto", str(base / "disk.ext4"), str(disk)])
     script = work.parent / "commands"
     script.write_text(inject.commands(stage))
-    await tools.run(["debugfs", "-w", "-f", str(script), str(disk)])
+    inject.check(await tools.run(["debugfs", "-w", "-f", str(script), str(disk)], errors_too=True))
     progress(f"guest image made in {time.monotonic() - started:.0f} s")
 
 

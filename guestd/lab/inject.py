@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
+
+from guestd.lab.errors import ImageError
+
+_EXPECTED = re.compile(
+    r"debugfs[ :0-9]|Allocated inode|rm: File not found|\S*mkdir: Ext2 directory already exists|$", re.ASCII
+)
 
 
 def commands(tree: Path) -> str:
@@ -33,6 +40,16 @@ def commands(tree: Path) -> str:
             lines.append(f"set_inode_field {_word(target)} mode 0{stat.S_IFREG | mode:o}")
         names[:] = [name for name in names if not (at / name).is_symlink()]
     return "\n".join(lines) + "\n"
+
+
+def check(output: bytes) -> None:
+    """Read what debugfs printed: its exit code is 0 whatever happened.
+
+    :raise ImageError: When a command failed, other than by removing what is not there or making what is.
+    """
+    for line in output.decode(errors="replace").splitlines():
+        if not _EXPECTED.match(line):
+            raise ImageError(f"debugfs: {line}")
 
 
 def _word(text: str) -> str:

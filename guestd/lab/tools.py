@@ -68,8 +68,9 @@ async def run(
     stdin: bytes | None = None,
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    errors_too: bool = False,
 ) -> bytes:
-    """Run a program to its end and return what it printed.
+    """Run a program to its end and return what it printed; with `errors_too` also its error output.
 
     :raise ImageError: When it cannot be started or its exit code is not 0; with the last lines of its errors.
     """
@@ -93,4 +94,4 @@ async def run(
     if process.returncode:
         tail = "\n".join(errors.decode(errors="replace").splitlines()[-12:])
         raise ImageError(f"{command[0]} ended with exit code {process.returncode}:\n{tail}")
-    return output
+    return output + errors if errors_too else output

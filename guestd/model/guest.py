@@ -23,7 +23,8 @@ class Sample:
     CPU counters are keyed by CPU number, so that hotplug between two samples cannot shift them.
     """
 
-    cpu_busy_seconds: Mapping[int, float]  # cumulative, per online CPU; idle and iowait left out
+    cpu_busy_seconds: Mapping[int, float]  # cumulative, per online CPU
+    cpu_idle_seconds: Mapping[int, float]  # cumulative, per online CPU; idle and iowait
     cpu_steal_seconds: float  # cumulative, all CPUs
     runnable: int  # tasks running or waiting for a CPU now, without the sampler itself
     cpu_some_us: int | None  # PSI total

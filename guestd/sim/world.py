@@ -47,6 +47,7 @@ class GuestKernel:
         self.online_blocks: set[int] = set(range(vm.boot_bytes // BLOCK_BYTES))
         self.failing: dict[Op, int] = {}  # operations that fail, and with which errno
         self.busy_seconds: dict[int, float] = {}
+        self.idle_seconds: dict[int, float] = {}
         self.some_us = 0
         self.short_of_memory = 0  # steps in which programs wanted more than there was
         self._refresh()
@@ -58,6 +59,7 @@ class GuestKernel:
         for number in sorted(self.online_cpus):
             share = running / len(self.online_cpus)
             self.busy_seconds[number] = self.busy_seconds.get(number, 0.0) + share * seconds
+            self.idle_seconds[number] = self.idle_seconds.get(number, 0.0) + (1 - share) * seconds
         if self.load.tasks > len(self.online_cpus):
             self.some_us += round(seconds * 1e6)
         if self.load.memory_bytes > self.memory_total:
@@ -77,7 +79,8 @@ class GuestKernel:
         """As `guestd.guest.sensors` would read it."""
         available = max(0, self.memory_total - self.load.memory_bytes)
         busy = {number: self.busy_seconds.get(number, 0.0) for number in sorted(self.online_cpus)}
-        return Sample(busy, 0.0, round(self.load.tasks), self.some_us, 0, 0, self.memory_total, available, 0, 0)
+        idle = {number: self.idle_seconds.get(number, 0.0) for number in sorted(self.online_cpus)}
+        return Sample(busy, idle, 0.0, round(self.load.tasks), self.some_us, 0, 0, self.memory_total, available, 0, 0)
 
     def inventory(self) -> Inventory:
         """As `guestd.guest.sysfs` would read it."""
@@ -118,6 +121,7 @@ class GuestKernel:
         self.online_cpus = set(self.vm.guest_cpus)
         self.online_blocks = set(range(self.vm.boot_bytes // BLOCK_BYTES))
         self.busy_seconds.clear()
+        self.idle_seconds.clear()
 
     def _refresh(self) -> None:
         self.online_cpus &= self.vm.guest_cpus

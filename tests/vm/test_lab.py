@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qemu.qmp import EventListener, QMPClient
+from qemu.qmp import QMPClient
 
 from guestd.lab.errors import CommandFailed, ConsoleTimeout
 from guestd.lab.machine import Machine
@@ -99,13 +99,14 @@ async def plug_cpu(machine: Machine, control: QMPClient, number: int) -> None:
 async def unplug_cpu(machine: Machine, control: QMPClient, number: int) -> None:
     """Take a CPU offline and hot-remove it, until the hypervisor has confirmed it."""
     await machine.console.run(f"echo 0 > /sys/devices/system/cpu/cpu{number}/online")
-    deleted = EventListener(names=["DEVICE_DELETED"])
-    with control.listen(deleted):
-        await control.execute("device_del", {"id": f"cpu{number}"})
-        async with asyncio.timeout(30):
-            async for event in deleted:
-                if event["data"].get("device") == f"cpu{number}":
-                    return
+    await control.execute("device_del", {"id": f"cpu{number}"})
+
+    async def gone() -> bool:
+        # Asked, not waited for: QEMU 7.2 reports a CPU's DEVICE_DELETED without its id, only as ".../lapic".
+        slots = await machine.query("query-hotpluggable-cpus")
+        return all("qom-path" not in slot for slot in slots if slot["props"]["core-id"] == number)
+
+    await until("the CPU is gone", gone)
 
 
 async def echo(machine: Machine, size: int, timeout_seconds: float = 60.0) -> None:

@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-
 
 def count_cpus(text: str) -> int:
     """The number of CPUs in a list of the kernel, such as ``0-2,5``."""
@@ -33,6 +31,9 @@ class Files:
         self._meminfo = os.open(root / "proc/meminfo", os.O_RDONLY)
         self._stat = os.open(root / "proc/stat", os.O_RDONLY)
         self._vmstat = os.open(root / "proc/vmstat", os.O_RDONLY)
+        self._ticks: dict[str, tuple[int, int]] = {}
+        self._looked_at = 0.0
+        self._busy_seconds = 0.0
 
     def quick(self) -> tuple[int, int]:
         """CPUs online, and the pages of memory in all (what MemTotal says, but cheaper)."""
@@ -42,17 +43,35 @@ class Files:
         """Everything, as a record of the timeline without its host time."""
         memory = _numbers(_read(self._meminfo))
         stat = _read(self._stat).splitlines()
-        # user nice system idle iowait irq softirq steal: guest times are part of user's
-        ticks = [int(field) for field in stat[0].split()[1:9]]
         running = next((int(line.split()[1]) for line in stat if line.startswith("procs_running ")), 1)
         return {
             "cpus_online": count_cpus(_read(self._online)),
             "memory_total_bytes": memory["MemTotal"] * 1024,
             "memory_available_bytes": memory["MemAvailable"] * 1024,
-            "busy_seconds": (sum(ticks) - ticks[3] - ticks[4]) / _TICKS_PER_SECOND,
+            "busy_seconds": self._busy(stat, time.monotonic()),
             "runnable": max(running - 1, 0),
             "oom_kills": _numbers(_read(self._vmstat)).get("oom_kill", 0),
         }
+
+    def _busy(self, stat: list[str], now: float) -> float:
+        """CPU seconds in use since the first look: each CPU's busy share of the time that was accounted for.
+
+        Of a vCPU that the host lets run only now and then, ticks are lost: neither busy nor idle. A CPU that
+        is new counts from its second look on.
+        """
+        seen = {}
+        for line in stat:
+            fields = line.split()
+            if fields and fields[0].startswith("cpu") and fields[0] != "cpu":
+                # user nice system idle iowait irq softirq: steal is neither, guest times are part of user's
+                ticks = [int(field) for field in fields[1:8]]
+                seen[fields[0]] = (sum(ticks) - ticks[3] - ticks[4], ticks[3] + ticks[4])
+        for name in seen.keys() & self._ticks.keys():
+            busy, idle = seen[name][0] - self._ticks[name][0], seen[name][1] - self._ticks[name][1]
+            share = busy / (busy + idle) if busy + idle > 0 else 1.0
+            self._busy_seconds += share * (now - self._looked_at)
+        self._ticks, self._looked_at = seen, now
+        return self._busy_seconds
 
 
 def _read(descriptor: int) -> str:

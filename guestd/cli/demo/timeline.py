@@ -63,7 +63,7 @@ class Hypervisor:
 class Guest:
     """What the guest's own /proc and /sys say; one at every change, and some between.
 
-    `busy_seconds` and `oom_kills` count from boot; `runnable` leaves out the sampler itself.
+    `busy_seconds` counts from the first look, `oom_kills` from boot; `runnable` leaves out the sampler itself.
     """
 
     source: ClassVar[str] = "guest"

@@ -25,7 +25,6 @@ allocates everything within one sampling interval is faster than any estimate.
 """
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from guestd.model.guest import Sample
@@ -131,9 +130,9 @@ class CpuEstimator:
         recent = self._recent(now)
         if recent is None or now - start[0] < self._settings.min_window_seconds:
             return 0.0, 0.0, None if newest.cpu_some_us is None else 0.0
-        used = _busy_between(start[1].cpu_busy_seconds, newest.cpu_busy_seconds) / (now - start[0])
+        used = _cpus_used(start[1], newest)
         seconds = now - recent[0]
-        used_now = _busy_between(recent[1].cpu_busy_seconds, newest.cpu_busy_seconds) / seconds
+        used_now = _cpus_used(recent[1], newest)
         if newest.cpu_some_us is None or recent[1].cpu_some_us is None:
             return used, used_now, None
         return used, used_now, (newest.cpu_some_us - recent[1].cpu_some_us) / 1e6 / seconds
@@ -144,11 +143,24 @@ class CpuEstimator:
         return next((entry for entry in reversed(self._history) if entry[0] <= oldest), None)
 
 
-def _busy_between(before: Mapping[int, float], after: Mapping[int, float]) -> float:
-    """Busy CPU seconds between two samples; a CPU that came or went between counts from 0, a counter
-    that went back (it does on hotplug) counts as 0.
+def _cpus_used(before: Sample, after: Sample) -> float:
+    """How many CPUs were in use between two samples: the sum of each one's busy share of the time that the
+    kernel accounted for.
+
+    Of the time accounted for, not of the time passed: what the host takes from a running vCPU is neither
+    busy nor idle (where there is steal it says so, elsewhere ticks are simply lost), and a CPU that could
+    not be idle for a moment is in use however little of it there was. Counted by CPU number: one that
+    came or went between counts for nothing, a counter that went back counts as 0.
     """
-    return sum(max(0.0, busy - before.get(number, busy)) for number, busy in after.items())
+    used = 0.0
+    for number, busy_after in after.cpu_busy_seconds.items():
+        busy_before = before.cpu_busy_seconds.get(number)
+        if busy_before is None:
+            continue
+        busy = max(0.0, busy_after - busy_before)
+        idle = max(0.0, after.cpu_idle_seconds.get(number, 0.0) - before.cpu_idle_seconds.get(number, 0.0))
+        used += busy / (busy + idle) if busy + idle > 0 else 1.0
+    return used
 
 
 class MemoryEstimator:

@@ -73,11 +73,21 @@ def test_the_watcher_reads_everything(tmp_path: Path) -> None:
         "cpus_online": 2,
         "memory_total_bytes": 1000 * 1024,
         "memory_available_bytes": 400 * 1024,
-        "busy_seconds": pytest.approx((100 + 20 + 30 + 6 + 7 + 8) / guest_watch._TICKS_PER_SECOND),
+        "busy_seconds": 0.0,
         "runnable": 4,
         "oom_kills": 3,
     }
     assert files.quick()[0] == 2
+
+
+def test_the_watcher_counts_busy_shares_of_accounted_time(tmp_path: Path) -> None:
+    files = guest_watch.Files(make_root(tmp_path))
+    first = ["cpu 0", "cpu0 10 0 0 100 0 0 0 9", "cpu1 10 0 0 100 0 0 0 9", "procs_running 1"]
+    half_busy = ["cpu 0", "cpu0 20 0 0 110 0 0 0 99", "cpu1 40 0 0 100 0 0 0 99", "procs_running 1"]
+    assert files._busy(first, 100.0) == 0.0
+    assert files._busy(half_busy, 102.0) == pytest.approx(
+        2 * 0.5 + 2 * 1.0
+    )  # one half busy, one busy; steal is neither
 
 
 def test_the_watcher_writes_at_a_change_and_after_a_silence(tmp_path: Path) -> None:

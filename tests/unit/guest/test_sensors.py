@@ -50,14 +50,16 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_stat_is_keyed_by_cpu_number() -> None:
-    busy, steal, running = parse_stat(STAT, 0.01)
+    busy, idle, steal, running = parse_stat(STAT, 0.01)
     assert busy == pytest.approx({0: 0.93, 3: 0.72})
+    assert sorted(idle) == [0, 3]
+    assert all(seconds > 0 for seconds in idle.values())
     assert steal == pytest.approx(0.30)
     assert running == 3
 
 
 def test_stat_without_a_steal_column() -> None:
-    assert parse_stat(b"cpu  1\ncpu0 1 2 3 4 5 6 7\nprocs_running 1\n", 1.0) == ({0: 19.0}, 0, 1)
+    assert parse_stat(b"cpu  1\ncpu0 1 2 3 4 5 6 7\nprocs_running 1\n", 1.0) == ({0: 19.0}, {0: 9.0}, 0, 1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 import guestd.lab
 from guestd.lab import debian, initrd, inject, tools
-from guestd.lab.errors import LabUnavailable
+from guestd.lab.errors import ImageError, LabUnavailable
 from guestd.lab.machine import parse_cpu_list
 
 
@@ -78,6 +78,12 @@ def test_a_tree_becomes_debugfs_commands(tmp_path: Path) -> None:
     (tmp_path / 'bad"name').write_text("")
     with pytest.raises(ValueError, match="bad"):
         inject.commands(tmp_path)
+
+
+def test_what_debugfs_could_not_do_is_an_error() -> None:
+    inject.check(b'debugfs: rm "/a"\nAllocated inode: 7\nrm: File not found by ext2_lookup while trying\n')
+    with pytest.raises(ImageError, match="Could not allocate"):
+        inject.check(b'debugfs: write "/x" "/y"\n/y: Could not allocate block in ext2 filesystem\n')
 
 
 def test_what_is_missing_is_named_with_the_command_that_gets_it() -> None:
