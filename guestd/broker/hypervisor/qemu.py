@@ -15,7 +15,7 @@ happens while there is no connection is not seen.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -247,7 +247,7 @@ class QemuVm:
         elif name == "BALLOON_CHANGE" and self._reset_at is not None and seconds > self._reset_at:
             self._reset_at = None  # QEMU may deliver an older change late: hence the comparison
         elif name == "DEVICE_DELETED":
-            self._unplug_asked.pop(str(data.get("device")), None)
+            self._unplug_asked.pop(_deleted_device(data), None)
         self._notify_soon()
 
     def _on_link_change(self) -> None:
@@ -265,3 +265,10 @@ class QemuVm:
         self._notify = None
         if self._on_change is not None:
             self._on_change()
+
+
+def _deleted_device(data: Mapping[str, object]) -> str:
+    """The id of the device that is gone. Of a vCPU on q35 QEMU 7.2 tells only that its local APIC is, by path."""
+    parts = str(data.get("path", "")).split("/")
+    by_path = parts[3] if parts[:3] == ["", "machine", "peripheral"] and len(parts) > 3 else ""
+    return str(data.get("device", by_path))
