@@ -19,20 +19,27 @@ from guestd.broker import config as configuration
 from guestd.broker.config import BrokerConfig, GuestConfig
 from guestd.broker.core.actions import Action, HypervisorAction, Log, Record, Send
 from guestd.broker.core.guest import GuestState
-from guestd.broker.core.machine import BrokerMachine, check_limits
+from guestd.broker.core.ledger import admit
+from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.base import Vm
 from guestd.broker.journal import Journal
 from guestd.broker.session import Session
 from guestd.broker.view import guest_view, host_view
 from guestd.broker.worker import VmWorker, is_unknown
-from guestd.model.errors import AdmissionError, ConfigError, HypervisorError, JournalError, NotFoundError
+from guestd.model.errors import (
+    AdmissionError,
+    ConfigError,
+    HypervisorError,
+    JournalError,
+    NotFoundError,
+    SupersededError,
+)
 from guestd.model.messages import Ack, Demand, GuestMessage, Heartbeat, Hello
 from guestd.model.resources import Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsChange, LimitsOrigin
 from guestd.model.vm import VmState
 from guestd.wire.relay import IngressRelay, Peer
-from guestd.wire.server import replaced
 
 _log = logging.getLogger(__name__)
 _COALESCE_SECONDS = 0.005
@@ -108,25 +115,34 @@ class Engine:
     async def reload(self, config: BrokerConfig) -> None:
         """Take over another configuration: guests come, go and change without dropping a stream.
 
+        What operators set for a guest that is no longer in the files is forgotten with it.
+
+        :raise ConfigError: When two guests share a channel; nothing is changed.
         :raise AdmissionError: When it does not fit; nothing is changed.
+        :raise JournalError: When what goes cannot be forgotten.
         """
         async with self._changing:
             added = {name: guest for name, guest in self._guests.items() if not guest.origin}
             wanted = {**added, **config.guests}
+            configuration.check_channels(wanted)
+            gone = sorted(set(self._guests) - set(wanted))
             limits = {
                 name: self.machine.guests[name].limits
                 if self._origin.get(name, (None, ""))[0] is LimitsOrigin.ADMIN and name in self.machine.guests
                 else guest.limits
                 for name, guest in wanted.items()
             }
-            self.machine.set_host(config.host, limits)
-            self._config = config
-            for name in set(self._guests) - set(wanted):
+            admit(config.host, limits)
+            for name in gone:
+                await self._journal.forget_guest(name)
+            for name in gone:
                 await self._detach(name)
                 self.machine.remove_guest(name)
+            self.machine.set_host(config.host, limits)
+            self._config = config
             for name, guest in sorted(wanted.items()):
                 await self._take_over(guest, limits[name])
-            self._changed(*self._guests)
+            self._kick(*gone, *self._guests)
 
     async def _take_over(self, guest: GuestConfig, limits: Limits) -> None:
         known = self._guests.get(guest.name)
@@ -162,6 +178,10 @@ class Engine:
         self._changed(guest.name)
 
     async def _detach(self, name: str) -> None:
+        """Let go of a guest. Its stream ends: the channel that it came by may be another's from now on."""
+        session = self._sessions.get(name)
+        if session is not None:
+            session[1].end(SupersededError("the broker no longer serves this VM here"))
         await self._relay.stop_listening(name)
         await self._workers.pop(name).close()
         del self._guests[name]
@@ -231,9 +251,9 @@ class Engine:
         self.machine.on_vm_failed(name, action, str(error), is_unknown(error), self._clock())
         self._kick(name)
 
-    def _kick(self, name: str) -> None:
+    def _kick(self, *names: str) -> None:
         self._wake.set()
-        self._changed(name)
+        self._changed(*names)
 
     # ---- guests ----------------------------------------------------------------------------------
 
@@ -243,7 +263,7 @@ class Engine:
         number, welcome = self.machine.on_connected(peer.guest, hello, now)
         old = self._sessions.get(peer.guest)
         if old is not None:
-            old[1].end(replaced())
+            old[1].end(SupersededError("a newer stream of this VM took over"))
         session = Session(welcome, now)
         self._sessions[peer.guest] = (number, session)
         self._channels[peer.guest] = peer.channel
@@ -348,7 +368,10 @@ class Engine:
     async def change_limits(self, name: str, change: LimitsChange) -> None:
         """See `wire.server.OperatorBackend`."""
         async with self._changing:
-            limits = check_limits(name, _changed_limits(self._known(name).limits, change))
+            limits = _changed_limits(self._known(name).limits, change)
+            problems = limits.problems()
+            if problems:
+                raise ValueError(f"guest {name}: " + "; ".join(problems))
             await self._set_limits(name, limits, self._admin_origin())
 
     async def reset_limits(self, name: str) -> None:
@@ -356,6 +379,8 @@ class Engine:
         async with self._changing:
             self._known(name)
             guest = self._guests[name]
+            if not guest.origin:
+                raise AdmissionError(f"guest {name!r} was added by a call: there is no file to go back to")
             await self._set_limits(name, guest.limits, self._file_origin(guest))
 
     async def _set_limits(self, name: str, limits: Limits, origin: tuple[LimitsOrigin, str]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from guestd.model.errors import ProtocolError
+from guestd.model.errors import FloodError, ProtocolError
 from guestd.model.messages import BrokerMessage, Grant, Heartbeat, Reclaim, Welcome
 
 MESSAGES_PER_SECOND = 50.0
@@ -49,11 +49,11 @@ class Session:
     def count(self, now: float) -> None:
         """Count one message that came in.
 
-        :raise ProtocolError: When it is one too many.
+        :raise FloodError: When it is one too many.
         """
         passed = max(0.0, now - self._counted_at)
         self._allowance = min(MESSAGES_BURST, self._allowance + passed * MESSAGES_PER_SECOND)
         self._counted_at = now
         if self._allowance < 1:
-            raise ProtocolError(f"more than {MESSAGES_PER_SECOND:g} messages a second")
+            raise FloodError(f"more than {MESSAGES_PER_SECOND:g} messages a second")
         self._allowance -= 1

@@ -1,7 +1,7 @@
 """The commands of `guestctl`.
 
 Nothing heavy is imported until a command needs it: grpc with the first call to a broker, the lab with
-`lab` and `demo`.
+`lab`, `demo` and `bench`.
 """
 
 import asyncio
@@ -192,6 +192,23 @@ def demo(
     except ModuleNotFoundError as error:
         _exit_lab_missing("demo", error)
     raise typer.Exit(run_demo(load=not no_load, accel=accel, out_dir=out))
+
+
+@app.command()
+def bench(
+    rounds: Annotated[int, typer.Option(min=1, help="Fewer than 10 are for development only.")] = 10,
+    idle_seconds: Annotated[float, typer.Option(min=1, help="Fewer than 120 are for development only.")] = 120.0,
+    accel: Annotated[
+        Accelerator | None, typer.Option(help="Without it, kvm where it works, else tcg.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where vm.json is written.", metavar="DIR")] = Path("build/bench"),
+) -> None:
+    """Measures in a real VM how fast it follows its load, and what the guest daemon costs."""
+    try:
+        from guestd.cli.bench.run import run_bench
+    except ModuleNotFoundError as error:
+        _exit_lab_missing("bench", error)
+    raise typer.Exit(run_bench(rounds=rounds, idle_seconds=idle_seconds, accel=accel, out_dir=out))
 
 
 @app.command(

@@ -7,6 +7,9 @@
     ├── AdmissionError         a limit or a guest that does not fit, with the numbers
     ├── NotFoundError          no guest of that name
     ├── ProtocolError          a peer's message that makes no sense; the peer's stream ends, nothing else
+    │   ├── VersionError       the two ends speak no common protocol
+    │   ├── FloodError         more messages, or longer ones, than a peer may send
+    │   └── SupersededError    no fault: a newer stream of the same guest has the floor, or the guest was taken out
     ├── JournalError           the broker's database cannot be read or written
     ├── UnreachableError       nobody answers at that address; exit code 5
     └── HypervisorError        the hypervisor answered with a failure: nothing was done
@@ -39,6 +42,18 @@ class NotFoundError(GuestdError):
 
 class ProtocolError(GuestdError):
     """A message from a peer that makes no sense."""
+
+
+class VersionError(ProtocolError):
+    """The two ends speak no common protocol."""
+
+
+class FloodError(ProtocolError):
+    """More messages, or longer ones, than a peer may send."""
+
+
+class SupersededError(ProtocolError):
+    """A newer stream of the same guest has the floor, or the guest was taken out."""
 
 
 class JournalError(GuestdError):

@@ -7,8 +7,9 @@ sense raises `ProtocolError` with the field's name; texts are cut and stripped o
 from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
-from guestd.model.errors import ProtocolError
+from guestd.model.errors import FloodError, ProtocolError
 from guestd.model.guest import Capability, Identity
 from guestd.model.messages import (
     Ack,
@@ -105,6 +106,21 @@ def guest_message_to_wire(message: GuestMessage) -> guest_pb2.NegotiateRequest:
         case Heartbeat():
             usable = None if message.usable is None else usable_to_wire(message.usable)
             return guest_pb2.NegotiateRequest(heartbeat=guest_pb2.Heartbeat(usable=usable))
+
+
+def guest_message_from_bytes(raw: bytes) -> GuestMessage:
+    """The broker's side of receiving, from the bytes as they came.
+
+    :raise FloodError: When the message is too long.
+    :raise ProtocolError: When the message makes no sense.
+    """
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise FloodError(f"a message of {len(raw)} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
+    try:
+        request = guest_pb2.NegotiateRequest.FromString(raw)
+    except DecodeError as error:
+        raise ProtocolError("a message that is not one of this protocol") from error
+    return guest_message_from_wire(request)
 
 
 def guest_message_from_wire(request: guest_pb2.NegotiateRequest) -> GuestMessage:

@@ -16,7 +16,16 @@ from typing import NoReturn, Protocol
 import grpc
 import grpc.aio
 
-from guestd.model.errors import AdmissionError, GuestdError, JournalError, NotFoundError, ProtocolError
+from guestd.model.errors import (
+    AdmissionError,
+    FloodError,
+    GuestdError,
+    JournalError,
+    NotFoundError,
+    ProtocolError,
+    SupersededError,
+    VersionError,
+)
 from guestd.model.messages import BrokerMessage, GuestMessage, Hello
 from guestd.model.resources import Limits
 from guestd.model.view import GuestView, HostView, LimitsChange
@@ -24,7 +33,6 @@ from guestd.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     guest_pb2,
-    guest_pb2_grpc,
     monitor_pb2,
     monitor_pb2_grpc,
 )
@@ -37,9 +45,13 @@ MONITOR_GROUP = "guestd-broker"
 _HELLO_SECONDS = 10.0
 _PAGE = 1000
 _WATCH_SECONDS = 0.1
+_WATCH_LONGEST_SECONDS = 86400.0
+
+_HARD_LIMIT_BYTES = 4 * convert.MAX_MESSAGE_BYTES
+"""Above this gRPC itself ends the stream, where it is not counted; between the two the servicer does."""
 
 GUEST_SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", convert.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _HARD_LIMIT_BYTES),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 8 * 1024),
     ("grpc.max_concurrent_streams", 2),
@@ -108,17 +120,35 @@ class OperatorBackend(Protocol):
     async def pause_guest(self, name: str, paused: bool) -> None: ...
 
 
-class GuestServicer(guest_pb2_grpc.GuestServiceServicer):
-    """One stream per guest; whose it is comes from the relay, never from a message."""
+_CODES: tuple[tuple[type[ProtocolError], grpc.StatusCode], ...] = (
+    (VersionError, grpc.StatusCode.FAILED_PRECONDITION),
+    (FloodError, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (SupersededError, grpc.StatusCode.ABORTED),
+    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT),
+)
+_Context = grpc.aio.ServicerContext[bytes, guest_pb2.NegotiateResponse]
+
+
+class GuestServicer:
+    """One stream per guest; whose it is comes from the relay, never from a message.
+
+    Requests come as bytes: what cannot be decoded is to be answered and counted like any other nonsense.
+    """
 
     def __init__(self, backend: GuestBackend, peers: Peers) -> None:
         self._backend = backend
         self._peers = peers
 
-    async def Negotiate(
-        self,
-        request_iterator: AsyncIterator[guest_pb2.NegotiateRequest],
-        context: grpc.aio.ServicerContext[guest_pb2.NegotiateRequest, guest_pb2.NegotiateResponse],
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a server is to be given."""
+        service = guest_pb2.DESCRIPTOR.services_by_name["GuestService"].full_name
+        negotiate = grpc.stream_stream_rpc_method_handler(
+            self.negotiate, None, guest_pb2.NegotiateResponse.SerializeToString
+        )
+        return grpc.method_handlers_generic_handler(service, {"Negotiate": negotiate})
+
+    async def negotiate(
+        self, request_iterator: AsyncIterator[bytes], context: _Context
     ) -> AsyncIterator[guest_pb2.NegotiateResponse]:
         """See guest.proto."""
         peer = self._peers.find(context.peer())
@@ -130,45 +160,39 @@ class GuestServicer(guest_pb2_grpc.GuestServiceServicer):
         except NotFoundError as problem:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(problem))
         except ProtocolError as problem:
-            await self._refuse(peer, context, problem, grpc.StatusCode.FAILED_PRECONDITION)
+            await self._refuse(peer, context, problem)
         receiving = asyncio.create_task(self._receive(peer, session, request_iterator))
         try:
             async for message in _until(receiving, outbox):
                 yield convert.broker_message_to_wire(message)
-        except _Replaced as problem:
-            await context.abort(grpc.StatusCode.ABORTED, str(problem))
         except ProtocolError as problem:
-            await self._refuse(peer, context, problem, grpc.StatusCode.INVALID_ARGUMENT)
+            await self._refuse(peer, context, problem)
         finally:
             receiving.cancel()
             await asyncio.gather(receiving, return_exceptions=True)
             self._backend.disconnect(peer, session)
 
-    async def _hello(self, requests: AsyncIterator[guest_pb2.NegotiateRequest]) -> Hello:
+    async def _hello(self, requests: AsyncIterator[bytes]) -> Hello:
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
                 first = await anext(requests, None)
         except TimeoutError:
             raise ProtocolError(f"no hello within {_HELLO_SECONDS:g} s") from None
-        message = None if first is None else convert.guest_message_from_wire(first)
+        message = None if first is None else convert.guest_message_from_bytes(first)
         if not isinstance(message, Hello):
             raise ProtocolError("the first message must be hello")
         return message
 
-    async def _refuse(
-        self,
-        peer: Peer,
-        context: grpc.aio.ServicerContext[guest_pb2.NegotiateRequest, guest_pb2.NegotiateResponse],
-        error: ProtocolError,
-        code: grpc.StatusCode,
-    ) -> NoReturn:
-        self._backend.count_protocol_error(peer)
+    async def _refuse(self, peer: Peer, context: _Context, error: ProtocolError) -> NoReturn:
+        if not isinstance(error, SupersededError):
+            self._backend.count_protocol_error(peer)
+        code = next(code for kind, code in _CODES if isinstance(error, kind))
         await context.abort(code, str(error)[:200])
         raise AssertionError("abort returns never")
 
-    async def _receive(self, peer: Peer, session: int, requests: AsyncIterator[guest_pb2.NegotiateRequest]) -> None:
+    async def _receive(self, peer: Peer, session: int, requests: AsyncIterator[bytes]) -> None:
         async for request in requests:
-            message = convert.guest_message_from_wire(request)
+            message = convert.guest_message_from_bytes(request)
             if isinstance(message, Hello):
                 raise ProtocolError("hello comes once")
             self._backend.receive(peer, session, message)
@@ -188,15 +212,6 @@ async def _until(receiving: asyncio.Task[None], outbox: Outbox) -> AsyncIterator
     finally:
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-
-
-class _Replaced(ProtocolError):
-    """The session was taken over by a newer daemon of the same guest."""
-
-
-def replaced() -> ProtocolError:
-    """What an outbox raises when a newer stream of the same guest took over."""
-    return _Replaced("a newer stream of this VM took over")
 
 
 @asynccontextmanager
@@ -255,6 +270,9 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
     ) -> AsyncIterator[monitor_pb2.WatchGuestsResponse]:
         """See monitor.proto: between two looks all changes of a guest become one message."""
         interval = request.min_interval.seconds + request.min_interval.nanos / 1e9 or _WATCH_SECONDS
+        if not 0 < interval <= _WATCH_LONGEST_SECONDS:
+            text = f"min_interval is {interval:g} s, must be within 0 s and {_WATCH_LONGEST_SECONDS:g} s"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
         changed, event, stop = self._backend.subscribe()
         changed.update(self._backend.guest_names())
         try:
@@ -350,7 +368,7 @@ async def serve_guests(backend: GuestBackend, peers: Peers, path: Path) -> grpc.
     :raise OSError: When the socket cannot be made.
     """
     server = grpc.aio.server(options=GUEST_SERVER_OPTIONS)
-    guest_pb2_grpc.add_GuestServiceServicer_to_server(GuestServicer(backend, peers), server)
+    server.add_generic_rpc_handlers((GuestServicer(backend, peers).handler(),))
     _bind(server, path, 0o600)
     await server.start()
     return server

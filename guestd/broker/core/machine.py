@@ -16,7 +16,6 @@ time it is asked, with growing pauses between. A CPU that refuses to go is asked
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 
 from guestd.broker.core import ledger
 from guestd.broker.core.actions import (
@@ -33,7 +32,7 @@ from guestd.broker.core.actions import (
 from guestd.broker.core.allocate import allocate
 from guestd.broker.core.guest import GuestState
 from guestd.broker.core.track import Phase, Timing, Track
-from guestd.model.errors import AdmissionError, NotFoundError, ProtocolError
+from guestd.model.errors import AdmissionError, NotFoundError, SupersededError, VersionError
 from guestd.model.messages import (
     Ack,
     AckStatus,
@@ -111,12 +110,15 @@ class BrokerMachine:
         guest.limits = limits
 
     def set_host(self, host: ledger.HostCapacity, limits: Mapping[str, Limits]) -> None:
-        """Another capacity, with the limits that are to hold in it.
+        """Another capacity, with the limits that are to hold in it, all at once: a minimum may move from one
+        guest to another. Guests that are not known (yet) count for admission.
 
         :raise AdmissionError: When the minimums don't fit; nothing is changed.
         """
         ledger.admit(host, dict(limits))
         self.host = host
+        for name, guest in self.guests.items():
+            guest.limits = limits.get(name, guest.limits)
 
     def pause(self, name: str, paused: bool) -> None:
         """Stop or resume decisions about a guest.
@@ -169,17 +171,18 @@ class BrokerMachine:
         """A guest said hello on a stream of its own. Returns the stream's session number and the answer.
 
         :raise NotFoundError: When the operator knows no such guest.
-        :raise ProtocolError: When the protocol ranges don't meet, or a newer daemon of this guest is there.
+        :raise VersionError: When the protocol ranges don't meet.
+        :raise SupersededError: When a newer daemon of this guest is there.
         """
         guest = self._guest(name)
         if not hello.protocol_min <= PROTOCOL <= hello.protocol_max:
-            raise ProtocolError(
+            raise VersionError(
                 f"this broker speaks protocol {PROTOCOL}, the guest {hello.protocol_min} to {hello.protocol_max}"
             )
         known = guest.identity
         same_boot = guest.connected and known is not None and known.boot_id == hello.identity.boot_id
         if same_boot and known is not None and hello.identity.generation < known.generation:
-            raise ProtocolError("a newer guest daemon of this VM has the floor")
+            raise SupersededError("a newer guest daemon of this VM has the floor")
         self._last_session += 1
         guest.session, guest.identity, guest.demand = self._last_session, hello.identity, None
         self._heard(guest, now)
@@ -431,8 +434,7 @@ class BrokerMachine:
             track.announce = True
         kind, unit = track.kind, guest.unit(track.kind)
         room = max(0, ledger.free(capacity, self._entries(kind)))
-        without_asking = max(track.reserved, guest.limits.min.get(kind))
-        amount = min(track.target, without_asking + round_down(room, unit))
+        amount = min(track.target, self._without_asking(guest, track, capacity) + round_down(room, unit))
         if kind is Kind.CPU:
             amount = round_down(amount, unit)
         if amount <= track.reserved:
@@ -446,6 +448,16 @@ class BrokerMachine:
         self._out.append(self._request(guest.name, kind, amount))
         track.announce = False
         self._out.append(Send(guest.name, guest.session, Grant(track.order, kind, amount, GrantStage.OFFERED)))
+
+    def _without_asking(self, guest: GuestState, track: Track, capacity: int) -> int:
+        """What is the guest's own in any case: its minimum, as far as nobody else holds what backs it (a
+        minimum that was just raised may still be lent to others).
+        """
+        low = guest.limits.min.get(track.kind)
+        unlent = max(0, capacity - sum(entry.reserved for entry in self._entries(track.kind)))
+        if track.reserved + unlent >= low:
+            return max(track.reserved, low)
+        return track.reserved + round_down(unlent, guest.unit(track.kind))
 
     def _ask(self, guest: GuestState, track: Track, amount: int, stage: ReclaimStage, now: float) -> None:
         if stage is ReclaimStage.ASK:
@@ -542,14 +554,3 @@ class BrokerMachine:
 
     def _log(self, guest: GuestState, kind: Kind, text: str) -> None:
         self._out.append(Log(guest.name, kind, text))
-
-
-def check_limits(name: str, limits: Limits) -> Limits:
-    """The limits, if they make sense.
-
-    :raise AdmissionError: When they contradict themselves; all contradictions with the numbers.
-    """
-    problems = limits.problems()
-    if problems:
-        raise AdmissionError(f"guest {name}: " + "; ".join(problems))
-    return replace(limits)

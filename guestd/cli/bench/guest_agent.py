@@ -58,7 +58,7 @@ def burn() -> None:
 def grow(bytes_per_second: int, limit_bytes: int) -> None:
     """Takes memory and writes to all of it at a steady rate, up to a limit, then holds it for ever."""
     filled = b"\x5a" * int(bytes_per_second * GROW_STEP_SECONDS)
-    pieces = []
+    pieces: list[bytearray] = []
     due = time.monotonic()
     while len(pieces) * len(filled) < limit_bytes:
         pieces.append(bytearray(filled))
@@ -137,9 +137,7 @@ def offline_blocks(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def bare_loop(
-    switches: Callable[[], list[Path]], word: str, amount: Callable[[], int], limit_seconds: float
-) -> Answer:
+def bare_loop(switches: Callable[[], list[Path]], word: str, amount: Callable[[], int], limit_seconds: float) -> Answer:
     """Switches on whatever appears, at once, until an amount has grown: the least that any daemon would take."""
     before = amount()
     began = time.monotonic()

@@ -18,17 +18,16 @@ import pyudev
 
 LIBRARIES = (google.protobuf.descriptor_pool, google.protobuf.duration_pb2, google.protobuf.symbol_database)
 MORE_LIBRARIES = (msgspec, psutil, pyudev)
-METHOD = "/guestd.bench.Bare/Hold"
 
 
-async def hold(path: str) -> None:
+async def hold(path: str, method: str) -> None:
     """Opens the stream, says one word, hears one, and waits for the end."""
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        call = channel.stream_stream(METHOD)()
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(method)()
         await call.write(b"hello")
-        print(await call.read(), flush=True)  # noqa: T201
+        print(await call.read(), flush=True)
         await call.read()
 
 
 if __name__ == "__main__":
-    asyncio.run(hold(sys.argv[1]))
+    asyncio.run(hold(*sys.argv[1:]))

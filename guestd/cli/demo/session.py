@@ -74,7 +74,7 @@ class Plan:
 
     load: bool = True
     connect_limit_seconds: float = 45.0
-    settle_limit_seconds: float = 20.0
+    settle_limit_seconds: float = 30.0
     steady_seconds: float = 2.0  # so long must all be at the minimum
     near_seconds: float = 8.0  # or so long unchanged within a memory block of it
     no_load_seconds: float = 10.0
@@ -105,6 +105,7 @@ class Session:
     boot_memory_bytes: int
     say: Callable[[str], None] = lambda text: None
     plan: Plan = field(default_factory=Plan)
+    _over: bool = False
     _view: GuestView | None = None
     _lines: GuestLines = field(default_factory=GuestLines)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -144,8 +145,8 @@ class Session:
                 f"{await self._service_in_words()}"
             )
         self.say("guestd in the guest is connected; waiting until all is at its minimum")
+        await self._probe()  # a load by itself, in an emulated guest: first this, then wait for quiet
         await self._until_steady(plan.settle_limit_seconds)
-        await self._probe()
         if plan.load:
             await self.vm.spawn(self._load_command())
             await self._until(lambda: self._load_event("end"), plan.load_limit_seconds(expected))
@@ -156,9 +157,10 @@ class Session:
         else:
             self.say("no load: looking on while nothing happens")
             await asyncio.sleep(plan.no_load_seconds)
-        await self._probe()
         # one more round of every loop, so that each view has seen the end
         await asyncio.sleep(2 * plan.console_tick_seconds)
+        self._over = True
+        await self._probe()
 
     async def _install(self) -> None:
         """Brings the programs into the guest and starts the watcher."""
@@ -221,8 +223,9 @@ class Session:
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + seconds
-            with contextlib.suppress(NoAnswer):
-                await sample()
+            if not self._over:
+                with contextlib.suppress(NoAnswer):
+                    await sample()
             self._news.set()
             await asyncio.sleep(max(due - loop.time(), 0.01))
 

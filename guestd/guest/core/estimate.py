@@ -8,6 +8,7 @@ CPU, the law:
    handful of kernel threads for an instant).
 2. Where nothing waits, what is used plus a tenth is enough, and never more than is online.
 3. A lower need is believed only after it has held for `hold_seconds`: growing is cheap, flapping is not.
+   So what is there when the estimator begins is needed until then: a restarted daemon takes nothing away.
 
 Memory, the law:
 
@@ -18,7 +19,8 @@ Memory, the law:
 3. `floor` is what must stay after a shrink: in use, and half of the headroom.
 4. While the VM is being shrunk the kernel isolates one memory block after the other, and an isolated
    block looks as if it were in use: that much more than before the shrink is not believed.
-5. Growth is what has gone on for two stretches of `trend_seconds`, the slower of the two: a jump is no trend.
+5. As with CPUs, a lower need is believed only after it has held, and what is there at first is needed.
+6. Growth is what has gone on for two stretches of `trend_seconds`, the slower of the two: a jump is no trend.
 
 Weak spots: cache that is worth its memory is not seen (refaults are sampled, not used yet); a program that
 allocates everything within one sampling interval is faster than any estimate.
@@ -102,6 +104,8 @@ class CpuEstimator:
     def update(self, sample: Sample, online: int, now: float) -> CpuNeed:
         """:param online: CPUs online now; :param now: seconds, monotonic."""
         settings, history = self._settings, self._history
+        if not history:
+            self._held.update(online * MILLICORES_PER_VCPU, now)
         history.append((now, sample))
         while len(history) > settings.runnable_samples and history[1][0] < now - settings.window_seconds:
             history.popleft()
@@ -180,6 +184,8 @@ class MemoryEstimator:
         """
         settings, history = self._settings, self._history
         used = self._without_isolated(sample, isolated_bytes)
+        if not history:
+            self._held.update(sample.memory_total_bytes + kernel_bytes, now)
         history.append((now, sample, used))
         while len(history) > 2 and history[1][0] < now - settings.window_seconds:
             history.popleft()

@@ -160,9 +160,9 @@ class GuestMachine:
         return Hello(PROTOCOL, PROTOCOL, self.identity, self.usable, last)
 
     def on_welcome(self, welcome: Welcome, now: float) -> None:
-        """The broker accepted. One with a higher epoch starts counting orders anew."""
+        """The broker accepted. Another epoch starts counting orders anew (a lower one: it lost its journal)."""
         self._link = _Link(welcome)
-        if welcome.epoch > self._epoch:
+        if welcome.epoch != self._epoch:
             self._epoch = welcome.epoch
             self._revision.clear()
             self._orders.clear()
@@ -176,7 +176,7 @@ class GuestMachine:
     def on_order(self, order: Grant | Reclaim, now: float) -> None:
         """A grant or a reclaim (rule 2)."""
         known = self._orders.get(order.kind)
-        if known is not None and known.order.id.request_id == order.id.request_id and known.answer is not None:
+        if known is not None and known.order.id == order.id and known.answer is not None:
             self._say(known.answer)
             return
         if order.id.epoch != self._epoch or order.id.revision < self._revision.get(order.kind, 0):
