@@ -91,7 +91,14 @@ class Engine:
             if guest.name in saved.limits:
                 limits, origin = saved.limits[guest.name][0], (LimitsOrigin.ADMIN, saved.limits[guest.name][1])
             reserved, revision = saved.reserved.get(guest.name, (Resources(), 0))
-            self.machine.add_guest(guest.name, limits, reserved, revision)
+            try:
+                self.machine.add_guest(guest.name, limits, reserved, revision)
+            except AdmissionError as error:
+                if limits == guest.limits:
+                    raise
+                _log.error("%s: limits set by a call do not fit any more, its file's hold: %s", guest.name, error)
+                origin = self._file_origin(guest)
+                self.machine.add_guest(guest.name, guest.limits, reserved, revision)
             self.machine.pause(guest.name, guest.name in saved.paused)
             self._origin[guest.name] = origin
             await self._attach(guest)

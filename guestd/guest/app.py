@@ -17,7 +17,7 @@ from guestd.guest.config import GuestConfig
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands, HelperGone, RootHands
-from guestd.guest.helper import drop_privileges
+from guestd.guest.helper import dial_host, drop_privileges
 from guestd.guest.psi import Watcher
 from guestd.guest.sensors import Sensors
 from guestd.guest.uevents import Uevents
@@ -108,6 +108,8 @@ async def _run(settings: GuestConfig, helper_socket: socket.socket | None, dry_r
     async def dial() -> socket.socket:
         if settings.broker_socket:
             return await dial_unix(settings.broker_socket)
+        if helper_socket is None:  # a dry run: root can dial by itself, others can't speak for the VM
+            return await asyncio.to_thread(dial_host, settings.port, 5.0)
         return await hands.dial(settings.port)
 
     run_dir = Path(settings.run_dir) if helper_socket is not None else _own_run_dir()
@@ -154,8 +156,9 @@ async def _until_stopped(daemon: Daemon, hands: RootHands | DryHands) -> None:
         loop.add_signal_handler(number, stop.set)
     loop.add_signal_handler(signal.SIGHUP, lambda: None)  # nothing to reload
     notifier = Notifier()
-    notifier.ready(daemon.status)
-    tasks = [asyncio.create_task(daemon.run()), asyncio.create_task(_keep_alive(notifier, daemon))]
+    notifier.ready("looking for the broker")
+    daemon.on_status = notifier.status
+    tasks = [asyncio.create_task(daemon.run()), asyncio.create_task(_keep_alive(notifier))]
     waiting = [*tasks, asyncio.create_task(stop.wait())]
     if isinstance(hands, RootHands):
         waiting.append(asyncio.ensure_future(hands.gone))
@@ -173,14 +176,11 @@ async def _until_stopped(daemon: Daemon, hands: RootHands | DryHands) -> None:
             await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _keep_alive(notifier: Notifier, daemon: Daemon) -> None:
+async def _keep_alive(notifier: Notifier) -> None:
     """The watchdog's sign of life: this loop turns. (A helper that is stuck in the kernel must not stop it;
     one that is gone ends the daemon anyway.)
     """
-    pause, told = notifier.watchdog_seconds or 15.0, ""
-    while True:
+    while notifier.watchdog_seconds is not None:
         notifier.watchdog()
-        if daemon.status != told:
-            told = daemon.status
-            notifier.status(told)
-        await asyncio.sleep(pause)
+        await asyncio.sleep(notifier.watchdog_seconds)
+    await asyncio.Event().wait()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from guestd.guest.core.machine import Action, Do, GuestMachine, Log, Rescan, Say, TakeSample
-from guestd.guest.hands import Hands
+from guestd.guest.hands import Hands, HelperGone
 from guestd.model.errors import ProtocolError, UnreachableError
 from guestd.model.guest import Inventory, Sample
 from guestd.model.messages import BrokerMessage, Grant, Reclaim, Welcome
@@ -47,8 +47,8 @@ class Daemon:
         self._stream: Stream | None = None
         self._wake = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
-        self.status = "starting"
-        """What the daemon is at, in words, for the service manager."""
+        self.on_status: Callable[[str], object] = lambda text: None
+        """Told what the daemon is at, in words, for the service manager."""
 
     async def run(self) -> None:
         """Until cancelled. Ending changes nothing in the VM."""
@@ -107,7 +107,11 @@ class Daemon:
                 _log.info("%s", action.text)
 
     async def _do(self, action: Do) -> None:
-        for result in await self._hands.batch(action.ops, action.deadline_seconds):
+        try:
+            results = await self._hands.batch(action.ops, action.deadline_seconds)
+        except HelperGone:  # the daemon ends for that: whoever started it watches the helper
+            return
+        for result in results:
             _log.info("%s", result)
             self._machine.on_result(result, self._clock())
         self._wake.set()
@@ -132,11 +136,12 @@ class Daemon:
                 await converse(self._relay_path, self._machine.hello(), self._on_open, self._on_message)
             except (UnreachableError, ProtocolError) as error:
                 if self._stream is not None or pause == _FIRST_PAUSE_SECONDS:
-                    _log.warning("no broker: %s; everything stays as it is, trying again", error)
+                    why = self._relay.failure or str(error)
+                    _log.warning("no broker: %s; everything stays as it is, trying again", why)
             finally:
                 self._stream = None
                 self._machine.on_disconnected()
-            self.status = "waiting for the broker"
+            self.on_status("waiting for the broker; everything stays as it is")
             if self._clock() - began > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
@@ -144,7 +149,7 @@ class Daemon:
 
     def _on_open(self, stream: Stream, welcome: Welcome) -> None:
         self._stream = stream
-        self.status = f"served as {welcome.guest}"
+        self.on_status(f"served as {welcome.guest}")
         self._machine.on_welcome(welcome, self._clock())
         self._wake.set()
 

@@ -34,7 +34,8 @@ class SensorError(GuestdError):
 def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict[int, float], float, int]:
     """Busy and idle seconds by CPU number, steal seconds of all CPUs, and runnable tasks, from `/proc/stat`.
 
-    Busy is user, nice, system, irq and softirq, idle is idle and iowait; the time of nested guests is part of user already.
+    Busy is user, nice, system, irq and softirq, idle is idle and iowait; the time of nested guests is part of
+    user already.
 
     :raise SensorError: When the CPUs' lines or `procs_running` are missing, or are not numbers.
     """

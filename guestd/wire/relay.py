@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from guestd.model.errors import GuestdError
+
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 64 * 1024
 LAST_PRIVILEGED_PORT = 1023
@@ -108,8 +110,8 @@ class _Listener:
     async def _run(self, connection: socket.socket) -> None:
         try:
             await self._serve(connection)
-        except (OSError, EOFError) as error:
-            _log.info("a connection ended: %s", error)
+        except (OSError, EOFError, GuestdError) as error:
+            _log.debug("a connection ended: %s", error)
         finally:
             connection.close()
 
@@ -161,13 +163,20 @@ class DialRelay:
         self._path = path
         self._dial = dial
         self._listener: _Listener | None = None
+        self.failure = ""
+        """Why the last dial failed; empty when it did not."""
 
     async def start(self) -> None:
         """:raise OSError: When the socket cannot be made."""
         self._listener = _Listener(unix_listener(self._path), self._serve)
 
     async def _serve(self, connection: socket.socket) -> None:
-        upstream = await self._dial()
+        try:
+            upstream = await self._dial()
+        except (OSError, GuestdError) as error:
+            self.failure = str(error)
+            raise
+        self.failure = ""
         await _pump(await asyncio.open_connection(sock=connection), await asyncio.open_connection(sock=upstream))
 
     async def close(self) -> None:

@@ -142,7 +142,7 @@ class GuestServicer:
     def handler(self) -> grpc.GenericRpcHandler:
         """What a server is to be given."""
         service = guest_pb2.DESCRIPTOR.services_by_name["GuestService"].full_name
-        negotiate = grpc.stream_stream_rpc_method_handler(
+        negotiate: grpc.RpcMethodHandler[bytes, guest_pb2.NegotiateResponse] = grpc.stream_stream_rpc_method_handler(
             self.negotiate, None, guest_pb2.NegotiateResponse.SerializeToString
         )
         return grpc.method_handlers_generic_handler(service, {"Negotiate": negotiate})

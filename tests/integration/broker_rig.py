@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import shutil
 import tempfile
 import time
@@ -25,11 +24,9 @@ from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands
 from guestd.model.guest import Capability, Identity
 from guestd.model.messages import (
-    Ack,
     BrokerMessage,
     Demand,
     GuestMessage,
-    Heartbeat,
     Hello,
     Reason,
     Urgency,
@@ -39,7 +36,7 @@ from guestd.model.messages import (
 from guestd.model.resources import Resources
 from guestd.model.units import GIB, MIB
 from guestd.sim.world import GuestKernel, Load
-from guestd.v1 import guest_pb2, guest_pb2_grpc
+from guestd.v1 import guest_pb2
 from guestd.wire import convert
 from guestd.wire.relay import IngressRelay, Peers
 from guestd.wire.server import serve_admin, serve_guests, serve_monitor
@@ -113,7 +110,7 @@ class GuestRig:
         self.generation += 1
         identity = Identity(b"b" * 16, self.generation, "rig", self.name, "fake", CAPABLE)
         machine = GuestMachine(identity, time.monotonic())
-        settings = EstimateSettings(hold_seconds=0.5)
+        settings = EstimateSettings(hold_seconds=1.5)  # longer than the window over which rates are taken
         machine.cpu_estimator, machine.memory_estimator = CpuEstimator(settings), MemoryEstimator(settings)
         run_dir = self.root / f"{self.name}.run"
         run_dir.mkdir(exist_ok=True)
@@ -220,11 +217,14 @@ class BrokerRig:
         return self._vm(guest.name)
 
     async def _pass_time(self) -> None:
+        before = time.monotonic()
         while True:
             await asyncio.sleep(_STEP_SECONDS)
+            now = time.monotonic()
+            passed, before = now - before, now
             for guest in self.guests.values():
-                guest.vm.advance(_STEP_SECONDS)
-                guest.kernel.step(_STEP_SECONDS)
+                guest.vm.advance(passed)
+                guest.kernel.step(passed)
 
 
 class RawGuest:
@@ -270,8 +270,11 @@ class RawGuest:
         return welcome
 
     async def status(self) -> grpc.StatusCode:
-        """How the stream ended."""
+        """How the stream ended; what came before is read and dropped (gRPC tells the status only then)."""
         async with asyncio.timeout(5):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                while await self.call.read() is not grpc.aio.EOF:
+                    pass
             return await self.call.code()  # type: ignore[no-any-return]
 
 
@@ -289,5 +292,3 @@ def demand(sequence: int, cpu: int, memory: int) -> Demand:
 async def messages(guest: RawGuest) -> AsyncIterator[BrokerMessage]:
     while (message := await guest.read()) is not None:
         yield message
-
-

@@ -1,6 +1,7 @@
 """The whole broker on real sockets: engine, journal, relay and gRPC servers, with fake VMs and real guest daemons."""
 
 import asyncio
+import contextlib
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -240,17 +241,24 @@ async def test_reload_adds_and_removes_without_dropping_a_stream(rig: BrokerRig,
 
 
 async def test_a_reload_that_does_not_fit_changes_nothing(rig: BrokerRig, client: BrokerClient) -> None:
-    before = await client.guests()
     root = rig.root
-    with pytest.raises(AdmissionError, match="minimums of 3 guests"):
-        await rig.reload(
-            host_table(root) + guest_table(root, "a", cpus=(6, 6)) + guest_table(root, "b") + guest_table(root, "c", cpus=(2, 2))
-        )
-    assert await client.guests() == before
     await client.add_guest("d", ADDED, root / "d.qmp", vsock_path=root / "d")
-    with pytest.raises(ConfigError, match=r"d.qmp.*is d's already"):
-        await rig.reload(host_table(root) + guest_table(root, "a") + guest_table(root, "b") + guest_table(root, "e").replace("e.qmp", "d.qmp"))
-    assert [one.name for one in await client.guests()] == ["a", "b", "d"]
+    before, host = [(one.name, one.limits) for one in await client.guests()], (await client.host()).capacity
+    for text, error in (
+        # What the file says fits, but not together with the guest that was added by a call.
+        (host_table(root) + guest_table(root, "a", cpus=(8, 8)), (AdmissionError, "minimums of 2 guests")),
+        (
+            host_table(root, cpus=16, memory="1000MiB") + guest_table(root, "a"),
+            (AdmissionError, "minimums of 2 guests"),
+        ),
+        (host_table(root, cpus=16) + guest_table(root, "e").replace("e.qmp", "d.qmp"), (ConfigError, "already")),
+        (host_table(root, cpus=1) + guest_table(root, "a", cpus=(2, 4)), (ConfigError, "minimums of 1 guests")),
+        ("nonsense", (ConfigError, "is not TOML")),
+    ):
+        with pytest.raises(error[0], match=error[1]):
+            await rig.reload(text)
+        assert [(one.name, one.limits) for one in await client.guests()] == before
+        assert (await client.host()).capacity == host
 
 
 async def test_minimums_may_move_from_one_guest_to_another_in_one_reload(rig: BrokerRig, client: BrokerClient) -> None:
@@ -287,7 +295,7 @@ async def test_a_guest_that_is_gone_from_the_file_loses_its_stream(rig: BrokerRi
 
 # ---- bad input from a guest ----------------------------------------------------------------------
 
-NONSENSE = [
+NONSENSE: list[tuple[str, object, grpc.StatusCode]] = [
     ("malformed", b"\xff\xff\xff\xff", grpc.StatusCode.INVALID_ARGUMENT),
     ("empty", guest_pb2.NegotiateRequest(), grpc.StatusCode.INVALID_ARGUMENT),
     ("unknown kind of message", b"\xfa\x06\x01a", grpc.StatusCode.INVALID_ARGUMENT),
@@ -333,15 +341,15 @@ async def test_nonsense_is_answered_counted_and_hurts_nobody_else(
         await raw.hello()  # and it may come again
 
 
-@pytest.mark.parametrize("first", [b"\xff\xff\xff\xff", Heartbeat(), b"\x00" * (64 * 1024 + 1)], ids=["malformed", "no hello", "oversized"])
-async def test_nonsense_before_hello_is_answered_and_counted(rig: BrokerRig, client: BrokerClient, first: object) -> None:
+@pytest.mark.parametrize(
+    "first", [b"\xff\xff\xff\xff", Heartbeat(), b"\x00" * (64 * 1024 + 1)], ids=["malformed", "no hello", "oversized"]
+)
+async def test_nonsense_before_hello_is_answered_and_counted(
+    rig: BrokerRig, client: BrokerClient, first: object
+) -> None:
     async with RawGuest(rig.root, "a") as raw:
         await raw.send(first)  # type: ignore[arg-type]
-        assert await raw.status() in (
-            grpc.StatusCode.INVALID_ARGUMENT,
-            grpc.StatusCode.FAILED_PRECONDITION,
-            grpc.StatusCode.RESOURCE_EXHAUSTED,
-        )
+        assert await raw.status() in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert (await client.guest("a")).protocol_errors == 1
 
 
@@ -357,13 +365,11 @@ async def test_a_flood_ends_its_own_stream_only(rig: BrokerRig, client: BrokerCl
     await eventually(lambda: rig.connected("b"), "the other one is connected")
     async with RawGuest(rig.root, "a") as raw:
         await raw.hello()
-        try:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for _ in range(2000):
                 await raw.send(Heartbeat())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass
-        assert await raw.status() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "messages a second" in await raw.call.details()
+        # A write that fails makes grpc.aio forget the status that the server gave.
+        assert await raw.status() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL)
     assert (await client.guest("a")).protocol_errors == 1
     other.load.tasks = 4.2
     await eventually(lambda: other.has(4, MIN_MEMORY), "the other one grows")
@@ -424,23 +430,20 @@ async def test_a_newer_daemon_takes_over_and_an_older_is_refused(rig: BrokerRig)
         await new.hello(generation=6)
         assert await old.status() is grpc.StatusCode.ABORTED
         await older.send(hello(generation=4))
-        assert await older.status() is grpc.StatusCode.FAILED_PRECONDITION
+        assert await older.status() is grpc.StatusCode.ABORTED
         assert rig.connected("a")
         await new.send(demand(1, 2000, MIN_MEMORY))
         await eventually(lambda: rig.reserved("a").cpu_millicores == 2000, "the newer one is served")
 
 
 async def test_a_guest_may_not_open_connections_without_end(rig: BrokerRig) -> None:
-    streams = [RawGuest(rig.root, "a") for _ in range(8)]
-    try:
-        for number, stream in enumerate(streams[:4]):
-            await stream.hello(generation=number + 1)
-        for stream in streams[4:]:
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(4):
+            await (await stack.enter_async_context(RawGuest(rig.root, "a"))).hello(generation=number + 1)
+        for _ in range(4):
+            stream = await stack.enter_async_context(RawGuest(rig.root, "a"))
             assert await stream.status() is grpc.StatusCode.UNAVAILABLE
         assert rig.connected("a")
-    finally:
-        for stream in streams:
-            await stream.__aexit__()
 
 
 # ---- the monitor ---------------------------------------------------------------------------------

@@ -73,3 +73,116 @@ area.madvise(mmap.MADV_DONTNEED)
 open(out, "w").close()
 time.sleep(1000)
 '''
+
+_CLIENT = '''
+import asyncio, socket, sys, time, json
+from pathlib import Path
+from guestd.model.errors import GuestdError
+from guestd.model.guest import Capability, Identity
+from guestd.model.messages import Demand, Hello, Reason, Urgency, Usable, Welcome
+from guestd.model.resources import Resources
+from guestd.wire.link import converse
+from guestd.wire.relay import DialRelay
+
+USABLE = Usable(1, 1, 1 << 29, 1 << 29, 1 << 27)
+
+def hello(hostname):
+    boot_id = bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    everything = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE, Capability.VIRTIO_MEM})
+    born = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return Hello(1, 1, Identity(boot_id, born, "liar", hostname, "none", everything), USABLE)
+
+async def talk(cid, port, source_port, name, on_open, seconds):
+    """One stream to the host at `cid`; how it ended in one word."""
+    async def dial():
+        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        try:
+            if source_port:
+                sock.bind((socket.VMADDR_CID_ANY, source_port))
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, (cid, port))
+        except BaseException as error:
+            errors.append(type(error).__name__)
+            sock.close()
+            raise
+        return sock
+    errors = []
+    path = Path(f"/tmp/{name}-{source_port}.sock")
+    relay = DialRelay(path, dial)
+    await relay.start()
+    try:
+        async with asyncio.timeout(seconds):
+            await converse(path, hello(name), on_open, lambda message: None)
+    except TimeoutError:
+        return "served to the end"
+    except GuestdError as error:
+        return " ".join([type(error).__name__, *errors[:1]])
+    finally:
+        await relay.close()
+'''
+
+LIAR = (
+    '"""Claim to be another VM and to need everything: NAME SOURCE_PORT SECONDS. Prints what came of it as JSON."""'
+    + _CLIENT
+    + """
+def on_open(stream, welcome):
+    seen["served as"] = welcome.guest
+    everything = Resources(64_000, 100 << 30)
+    reasons = (Reason("lie", "I am " + name),)
+    stream.say(Demand(1, everything, everything, 1 << 50, Urgency.NOW, reasons, USABLE))
+
+name, source_port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+seen = {}
+seen["ended"] = asyncio.run(talk(2, 4747, source_port, name, on_open, seconds))
+print(json.dumps(seen))
+"""
+)
+
+LOOPBACK = (
+    '"""The broker\'s own listener and server on AF_VSOCK, and guests that dial them over vsock_loopback."""'
+    + _CLIENT
+    + """
+from guestd.wire.relay import IngressRelay, Peers, vsock_listener
+from guestd.wire.server import serve_guests
+
+class Outbox:
+    def __init__(self, first):
+        self.first = first
+    async def next(self):
+        if self.first is None:
+            await asyncio.Event().wait()
+        first, self.first = self.first, None
+        return first
+
+class Backend:
+    def connect(self, peer, hello):
+        connected.append([peer.guest, peer.channel, hello.identity.hostname])
+        return len(connected), Outbox(Welcome(1, peer.guest, 1, 10.0, Resources(), Resources()))
+    def receive(self, peer, session, message):
+        pass
+    def disconnect(self, peer, session):
+        pass
+    def count_protocol_error(self, peer):
+        connected.append([peer.guest, "error", ""])
+
+async def main():
+    peers, server_path = Peers(), Path("/run/vm-test/server.sock")
+    server = await serve_guests(Backend(), peers, server_path)
+    relay = IngressRelay(server_path, peers)
+    relay.listen_vsock(vsock_listener(5001), guests.get)
+    ends = {}
+    for case, source_port, known in (("root", 900, True), ("anybody", 0, True), ("stranger", 901, False)):
+        guests.clear()
+        if known:
+            guests[1] = "loop"
+        opened = []
+        ends[case] = await talk(1, 5001, source_port, "other", lambda stream, welcome: opened.append(welcome.guest), 3)
+        ends[case + " served as"] = opened
+    await relay.close()
+    await server.stop(0)
+    print(json.dumps({"ends": ends, "connected": connected}))
+
+guests, connected = {}, []
+asyncio.run(main())
+"""
+)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import loads
 import pytest
 import pytest_asyncio
-from host import Host, GuestSpec, Look, audit, converges, rests
+from host import GuestSpec, Host, Look, audit, converges, rests
 
 from guestd.lab.image import GuestImage
 from guestd.lab.qemu import MIB
@@ -46,7 +47,7 @@ async def service_pids(host: Host) -> tuple[int, int]:
     return int(helper), int(daemon)
 
 
-def resizing(kind: Kind, phase: ResizePhase) -> object:
+def resizing(kind: Kind, phase: ResizePhase) -> Callable[[Look], bool]:
     return lambda look: look.views[VM].resource(kind).phase is phase
 
 
@@ -169,3 +170,168 @@ async def test_qemu_killed_and_started_anew(host: Host) -> None:
     await rests(host)
     assert await audit(host) == []
     print(f"QEMU killed: freed after {gone:.1f} s, booted in {booted:.1f} s, {time.monotonic() - begun:.1f} s in all")
+
+
+# ---- 8 -------------------------------------------------------------------------------------------
+
+
+async def test_limits_set_while_running_survive_a_broker_restart(host: Host) -> None:
+    def limited(look: Look) -> bool:
+        return look.views[VM].limits.max.cpu_millicores == 2000 and look.cpus(VM) == 2
+
+    async with host.busy(VM, 4):
+        await converges(host, "4 CPUs", lambda look: look.cpus(VM) == 4)
+        await host.guestctl("set-limits", VM, "--cpu-max", "2")
+        assert (await host.look()).views[VM].limits_origin is LimitsOrigin.ADMIN
+        down = await converges(host, "2 CPUs under the same load", limited)
+        await host.restart_broker()
+        await host.until("the guest is back", lambda look: look.views[VM].connected)
+        again = await converges(host, "still 2 CPUs", limited)
+        assert (await host.look()).views[VM].limits_origin is LimitsOrigin.ADMIN
+        await host.guestctl("set-limits", VM, "--reset")
+        assert (await host.look()).views[VM].limits_origin is LimitsOrigin.FILE
+        up = await converges(host, "4 CPUs again", lambda look: look.cpus(VM) == 4)
+    back = await rests(host)
+    print(f"limits: 2 CPUs after {down:.1f} s, {again:.1f} s after a restart, 4 after {up:.1f} s, back {back:.1f} s")
+
+
+# ---- 4 -------------------------------------------------------------------------------------------
+
+
+async def test_memory_that_cannot_be_moved_ends_a_shrink_in_part(host: Host) -> None:
+    def partials(look: Look) -> int:
+        return look.views[VM].resource(Kind.MEMORY).partials
+
+    before = partials(await host.look())
+    pin = await host.python(VM, loads.PIN, 1024, 256, "/run/vm-test/pinned")
+    async with host.load(VM, pin):
+        await host.machines[VM].console.wait_path("/run/vm-test/pinned", 60)
+        begun = time.monotonic()
+        peak = (await host.look()).memory(VM)
+        ended = await host.until("a shrink ends in part", lambda look: partials(look) > before, 45)
+        settled = await converges(host, "what was achieved is in the book", lambda look: look.memory(VM) > 512 * MIB, 5)
+        look = await host.look(inside=True)
+        held = look.held[VM]
+        assert held.held_bytes == held.plugged_bytes == look.memory(VM)  # nothing more is asked of the guest
+        assert 512 * MIB + 128 * MIB <= held.plugged_bytes < peak
+        assert not look.views[VM].resource(Kind.MEMORY).overdue
+        bounded = time.monotonic() - begun
+    back = await rests(host)
+    await host.shell(VM, "rm /run/vm-test/pinned")
+    print(
+        f"pinned memory: {peak // MIB} MiB shrunk to {held.plugged_bytes // MIB} MiB, no further, after {ended:.1f} s,"
+        f" in the book {settled:.1f} s later ({bounded:.1f} s in all), unpinned and back after {back:.1f} s"
+    )
+
+
+# ---- 6 -------------------------------------------------------------------------------------------
+
+RULES = """\
+SUBSYSTEM=="memory", ACTION=="add", ATTR{state}="online", RUN+="/usr/bin/touch /run/vm-test/rule-memory"
+SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}="1", RUN+="/usr/bin/touch /run/vm-test/rule-cpu"
+"""
+
+
+async def test_a_udev_rule_that_onlines_by_itself(host: Host) -> None:
+    rules = "/run/udev/rules.d/99-vm-test.rules"
+    await host.put(VM, rules, RULES)
+    since = (await host.shell(VM, "udevadm control --reload; mkdir -p /run/vm-test; date +%s")).strip()
+    log_before = len(host.broker_log)
+    grow = await host.python(VM, loads.GROW, 640, 100, 1000, "/dev/null")
+    async with host.busy(VM, 3), host.load(VM, grow):
+        up = await converges(host, "grown", lambda look: look.cpus(VM) >= 3 and look.memory(VM) >= 896 * MIB)
+        look = await host.look(inside=True)
+        await host.shell(VM, "ls /run/vm-test/rule-memory /run/vm-test/rule-cpu")
+    down = await rests(host)
+    journal = await host.shell(VM, f"journalctl -u guestd -p warning --since=@{since} -q -o cat --no-pager")
+    await host.shell(VM, f"rm {rules}; udevadm control --reload")
+    assert journal == ""
+    assert not [line for line in host.broker_log[log_before:].splitlines() if " error: " in line or "warning: " in line]
+    assert look.views[VM].resource(Kind.CPU).failures == look.views[VM].resource(Kind.MEMORY).failures == 0
+    print(f"udev rule: grown after {up:.1f} s, back after {down:.1f} s, nothing in the journal")
+
+
+# ---- 7, for one VM: who may speak for it ---------------------------------------------------------
+
+
+async def test_a_process_without_root_cannot_speak_for_the_vm(host: Host) -> None:
+    before, refused = await host.look(), host.machines[VM].vsock.mux.refused_connections
+    log_before = len(host.broker_log)
+    as_nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups "
+    for source_port, expected in ((0, "UnreachableError"), (1000, "UnreachableError PermissionError")):
+        command = await host.guestd_python(VM, loads.LIAR, VM, source_port, 10)
+        result = json.loads(await host.shell(VM, as_nobody + command))
+        assert "served as" not in result
+        assert result["ended"].startswith(expected), result
+        await host.shell(VM, "rm -f /tmp/one-*.sock")
+    assert host.machines[VM].vsock.mux.refused_connections > refused
+    await rests(host)
+    after = await host.look()
+    assert after.views[VM].hostname == before.views[VM].hostname
+    assert "connected" not in host.broker_log[log_before:]
+    print("without root: refused by the device, and by the kernel below port 1024")
+
+
+# ---- 10 ------------------------------------------------------------------------------------------
+
+CAPABILITIES = {"CAP_KILL": 5, "CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_NET_BIND_SERVICE": 10, "CAP_SYS_RESOURCE": 24}
+UNIT = Path(__file__).parents[2] / "systemd" / "guestd.service"
+
+
+async def status_of(host: Host, pid: int) -> dict[str, list[str]]:
+    text = await host.shell(VM, f"cat /proc/{pid}/status")
+    return {line.partition(":")[0]: line.partition(":")[2].split() for line in text.splitlines()}
+
+
+async def test_processes_are_what_the_unit_promises(host: Host) -> None:
+    (promised,) = [line for line in UNIT.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
+    mask = sum(1 << CAPABILITIES[name] for name in promised.partition("=")[2].split())
+    helper_pid, daemon_pid = await service_pids(host)
+    uid = (await host.shell(VM, "id -u guestd")).strip()
+    assert int(uid) != 0
+    helper, daemon = await status_of(host, helper_pid), await status_of(host, daemon_pid)
+
+    assert helper["Uid"] == ["0"] * 4
+    assert int(helper["CapEff"][0], 16) == int(helper["CapBnd"][0], 16) == mask
+    assert daemon["Uid"] == [uid] * 4
+    assert daemon["Groups"] == []
+    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+        assert int(daemon[name][0], 16) == 0, name
+    assert int(daemon["CapBnd"][0], 16) == mask
+    assert helper["NoNewPrivs"] == daemon["NoNewPrivs"] == ["1"]
+    assert helper["Seccomp"] == daemon["Seccomp"] == ["2"]
+
+    # What the helper can write in its view of the file system, the daemon cannot, in the same view.
+    async with host.busy(VM, 2):
+        await host.until("a second CPU", lambda look: look.cpus(VM) >= 2)
+        await host.machines[VM].console.wait_path("/sys/devices/system/cpu/cpu1/online", 20)
+        files = "/sys/devices/system/cpu/cpu1/online /sys/devices/system/memory/memory3/state"
+        write = f"'for file in {files}; do : > $file; done'"
+        await host.shell(VM, f"nsenter -t {helper_pid} -m sh -ec {write}")
+        for file in files.split():
+            as_daemon = f"nsenter -t {daemon_pid} -m setpriv --reuid=guestd --regid=guestd --clear-groups"
+            result = await host.machines[VM].console.run(f"{as_daemon} sh -c 'echo 0 > {file}'", check=False)
+            assert result.exit_code != 0
+            assert "Permission denied" in result.stderr
+
+    words = (await host.shell(VM, "systemd-analyze security guestd.service --no-pager | tail -1")).split()
+    exposure = float(next(word for word in words if word[0].isdigit()))
+    print(f"uid {uid}, helper's capabilities {mask:#x}, daemon's none, exposure {exposure}")
+    assert exposure <= 2.5
+
+
+# ---- 9 -------------------------------------------------------------------------------------------
+
+
+async def test_the_vsock_listener_over_loopback(host: Host) -> None:
+    await host.shell(VM, "modprobe vsock_loopback")
+    command = await host.guestd_python(VM, loads.LOOPBACK)
+    result = json.loads(await host.shell(VM, command))
+    ends = result["ends"]
+    assert ends["root"] == "served to the end"
+    assert ends["root served as"] == ["loop"]
+    assert result["connected"] == [["loop", "vsock", "other"]]
+    for case in ("anybody", "stranger"):
+        assert ends[case].startswith("UnreachableError")
+        assert ends[f"{case} served as"] == []
+    print(f"AF_VSOCK listener over loopback: {ends}")

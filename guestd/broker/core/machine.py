@@ -32,7 +32,7 @@ from guestd.broker.core.actions import (
 from guestd.broker.core.allocate import allocate
 from guestd.broker.core.guest import GuestState
 from guestd.broker.core.track import Phase, Timing, Track
-from guestd.model.errors import AdmissionError, NotFoundError, SupersededError, VersionError
+from guestd.model.errors import NotFoundError, SupersededError, VersionError
 from guestd.model.messages import (
     Ack,
     AckStatus,
@@ -238,7 +238,9 @@ class BrokerMachine:
 
     def _on_reclaim_answer(self, guest: GuestState, track: Track, ack: Ack, now: float) -> None:
         kind = track.kind
-        offered = round_up(max(ack.achieved, track.amount), guest.unit(kind))
+        if self._must_not_shrink(guest, track):
+            return
+        offered = max(round_up(max(ack.achieved, track.amount), guest.unit(kind)), guest.least(kind))
         if ack.status is not AckStatus.DONE:
             track.counters.refusals += 1
             self._log(
@@ -328,6 +330,11 @@ class BrokerMachine:
 
     def _follow_asking(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
         self._reserve(guest, track, vm.held(track.kind))
+        if self._must_not_shrink(guest, track):
+            self._finish(
+                guest, track, "not asking any more: " + ("paused" if guest.paused else "under memory pressure")
+            )
+            return
         if now < track.deadline:
             return
         stage = _NEXT_STAGE.get(track.stage)
@@ -345,6 +352,9 @@ class BrokerMachine:
             track.counters.shrinks += 1
             track.succeed()
             self._finish(guest, track, f"shrunk to {track.kind.show(held)}")
+        elif self._must_not_shrink(guest, track) and track.kind is Kind.MEMORY:
+            track.counters.partials += 1
+            self._settle(guest, track, "the guest must not shrink now")
         elif held < track.progress:
             track.progress, track.deadline = held, now + self.timing.unplug_progress_seconds
             self._unplug_vcpus(guest, track, now)
@@ -372,6 +382,9 @@ class BrokerMachine:
         if track.phase is Phase.PLUGGING:
             track.counters.failures += 1
         track.set_back(now, self.timing)
+        self._settle(guest, track, text)
+
+    def _settle(self, guest: GuestState, track: Track, text: str) -> None:
         if track.kind is Kind.MEMORY:
             self._out.append(SettleMemory(guest.name))
             guest.vm_fresh = False
@@ -414,6 +427,11 @@ class BrokerMachine:
             and self._shrink_amount(guest, track) < track.reserved
             and track.in_budget(now, self.timing, shrinking=True)
         )
+
+    def _must_not_shrink(self, guest: GuestState, track: Track) -> bool:
+        """Whether a shrink that was begun must not go on: what was known then has changed."""
+        pressed = guest.demand is not None and guest.demand.under_memory_pressure and track.kind is Kind.MEMORY
+        return guest.paused or pressed or (guest.vm is not None and guest.vm.status is not VmStatus.RUNNING)
 
     def _shrink_amount(self, guest: GuestState, track: Track) -> int:
         return max(track.target, guest.least(track.kind))
