@@ -58,13 +58,14 @@ class Rig:
             self.sock.close()
             status = 99
             with contextlib.suppress(BaseException):
+                waited_for = {signal.SIGHUP, signal.SIGTERM}
+                signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)  # before there is anybody to be hit by one
                 daemon = os.fork()
                 if daemon == 0:
                     helpers_end.close()
                     signal.alarm(60)  # no orphan, whatever the test does
-                    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
-                    got = signal.sigwait({signal.SIGHUP, signal.SIGTERM})
-                    os._exit(40 + got)
+                    os._exit(40 + signal.sigwait(waited_for))
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, waited_for)
                 os.write(tell, f"{daemon}\n".encode())
                 status = helper.Helper(helpers_end, daemon, str(root), **options).run()  # type: ignore[arg-type]
             os._exit(status)
