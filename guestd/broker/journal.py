@@ -21,7 +21,9 @@ from guestd.model.errors import JournalError
 from guestd.model.resources import Limits, Resources
 
 SCHEMA = 1
+_LOCK_SECONDS = 5.0
 _CREATE = """
+BEGIN;
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
 CREATE TABLE reserved (
     guest TEXT PRIMARY KEY, cpu_millicores INTEGER NOT NULL, memory_bytes INTEGER NOT NULL, revision INTEGER NOT NULL
@@ -30,6 +32,7 @@ CREATE TABLE added (guest TEXT PRIMARY KEY, definition TEXT NOT NULL) STRICT;
 CREATE TABLE limits (guest TEXT PRIMARY KEY, limits TEXT NOT NULL, set_at TEXT NOT NULL) STRICT;
 CREATE TABLE paused (guest TEXT PRIMARY KEY) STRICT;
 INSERT INTO meta VALUES ('schema', 1), ('epoch', 0);
+COMMIT;
 """
 T = TypeVar("T")
 
@@ -52,6 +55,7 @@ class Journal:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self._database: sqlite3.Connection | None = None
+        self._closed = False
 
     async def open(self) -> Saved:
         """Open or create, begin a new epoch, and return what was saved.
@@ -91,10 +95,14 @@ class Journal:
     async def close(self) -> None:
         """Close; what was written stays."""
         if self._database is not None:
-            await self._run(self._database.close)
+            database, self._database = self._database, None
+            await self._run(database.close)
+        self._closed = True
         self._thread.shutdown(wait=True)
 
     async def _run(self, call: Callable[[], T]) -> T:
+        if self._closed:
+            raise JournalError(f"journal {self._path}: is closed")
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
         except (sqlite3.Error, OSError) as error:
@@ -122,7 +130,7 @@ class Journal:
 
     def _open(self) -> Saved:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        database = sqlite3.connect(self._path, check_same_thread=False, timeout=5)
+        database = sqlite3.connect(self._path, check_same_thread=False, timeout=_LOCK_SECONDS)
         try:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=FULL")

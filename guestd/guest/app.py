@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import guestd
@@ -16,6 +17,7 @@ from guestd.guest import check, config, sysfs
 from guestd.guest.config import GuestConfig
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.daemon import Daemon, dial_unix
+from guestd.guest.glance import Glance
 from guestd.guest.hands import DryHands, HelperGone, RootHands
 from guestd.guest.helper import dial_host, drop_privileges
 from guestd.guest.psi import Watcher
@@ -27,6 +29,7 @@ from guestd.runtime import logs
 from guestd.runtime.notify import Notifier
 
 _log = logging.getLogger(__name__)
+_WATCHED = ("cpu", "memory")  # PSI triggers
 
 
 def main(arguments: list[str], helper_socket: socket.socket | None) -> None:
@@ -117,7 +120,9 @@ async def _run(settings: GuestConfig, helper_socket: socket.socket | None, dry_r
     uevents = Uevents(lambda _: daemon.on_hotplug())
     if not uevents.start():
         _log.warning("%s", uevents.reason)
-    watchers = await _watch_pressure(hands, daemon) if Capability.PSI in identity.capabilities else []
+    watchers: list[Watcher | Glance] = [Glance(daemon.on_pressure, asyncio.get_running_loop())]
+    if Capability.PSI in identity.capabilities:
+        watchers += await _watch_pressure(hands, daemon, machine)
     missing = sorted(set(Capability) - identity.capabilities - {Capability.DRY_RUN})
     _log.info("guestd %s%s", guestd.__version__, f"; not offered here: {', '.join(missing)}" if missing else "")
     try:
@@ -136,16 +141,18 @@ def _own_run_dir() -> Path:
     return path
 
 
-async def _watch_pressure(hands: RootHands | DryHands, daemon: Daemon) -> list[Watcher]:
+async def _watch_pressure(hands: RootHands | DryHands, daemon: Daemon, machine: GuestMachine) -> list[Watcher]:
     """Be woken when tasks begin to wait; without it the regular samples find out a little later."""
-    watchers = []
-    for kind in ("cpu", "memory"):
+    watchers: list[Watcher] = []
+    for kind in _WATCHED:
         try:
             fd = await hands.psi_trigger(kind)
         except OSError as error:
             _log.warning("no PSI trigger on %s (%s), sampling instead", kind, error)
         else:
-            watchers.append(Watcher(fd, daemon.on_pressure, asyncio.get_running_loop()))
+            loop, on_lost = asyncio.get_running_loop(), partial(machine.on_watched, False)
+            watchers.append(Watcher(fd, daemon.on_pressure, loop, on_lost))
+    machine.on_watched(len(watchers) == len(_WATCHED))
     return watchers
 
 

@@ -2,18 +2,15 @@
 
 import asyncio
 import contextlib
-import json
-import os
 import signal
-import socket
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from broker_rig import RawGuest, demand, eventually, guest_table, host_table, short_directory
+from scripted_qmp import serving
 
 from guestd.model.errors import UnreachableError
 from guestd.model.units import MIB
@@ -82,51 +79,6 @@ async def broker(root: Path) -> AsyncIterator[Broker]:
             await one.stop()
 
 
-class Qmp:
-    """Just enough of QEMU's monitor for a VM of one vCPU and 512 MiB that never changes."""
-
-    def __init__(self, path: Path) -> None:
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(path))
-        self._listener.listen()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(5)
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = self._listener.accept()
-                with connection, contextlib.suppress(OSError):
-                    self._talk(connection)
-
-    def _talk(self, connection: socket.socket) -> None:
-        version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}
-        stream = connection.makefile("rw")
-        print(json.dumps({"QMP": {"version": version, "capabilities": []}}), file=stream, flush=True)
-        for line in stream:
-            request = json.loads(line)
-            answer = {"return": self._answer(request["execute"]), "id": request.get("id")}
-            print(json.dumps(answer), file=stream, flush=True)
-
-    def _answer(self, command: str) -> object:
-        return {
-            "query-status": {"status": "running", "running": True, "singlestep": False},
-            "query-cpus-fast": [{"cpu-index": 0, "qom-path": "/machine/unattached/device[0]", "thread-id": 1}],
-            "query-hotpluggable-cpus": [
-                {"type": "cpu", "vcpus-count": 1, "props": {}, "qom-path": "/machine/unattached/device[0]"}
-            ],
-            "query-memory-size-summary": {"base-memory": 512 * MIB, "plugged-memory": 0},
-            "query-memory-devices": [],
-            "query-migrate": {},
-        }.get(command, {})
-
-
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
@@ -177,8 +129,7 @@ async def test_a_journal_that_cannot_be_used_ends_with_1_and_the_reason(root: Pa
 
 
 async def test_a_missing_qmp_socket_degrades_that_guest_only(root: Path, broker: Broker) -> None:
-    qmp = Qmp(root / "b.qmp")
-    try:
+    async with serving(root / "b.qmp"):
         broker.config.write_text(host_table(root) + guest_table(root, "a") + guest_table(root, "b"))
         await broker.start()
         await broker.serving()
@@ -198,8 +149,6 @@ async def test_a_missing_qmp_socket_degrades_that_guest_only(root: Path, broker:
                 assert (await client.guest("b")).connected
         broker.signal(signal.SIGTERM)
         assert await broker.ended() == 0
-    finally:
-        qmp.close()
 
 
 async def test_it_ends_quickly_and_cleanly_with_streams_open(root: Path, broker: Broker) -> None:
@@ -262,6 +211,6 @@ async def test_a_broker_that_was_killed_comes_back_on_its_leftovers(root: Path, 
     await broker.serving()
     async with RawGuest(root, "a") as raw:
         assert (await raw.hello()).epoch == epoch + 1
-    assert os.stat(broker.run_dir / "guests").st_mode & 0o777 == 0o700
+    assert (broker.run_dir / "guests").stat().st_mode & 0o777 == 0o700
     broker.signal(signal.SIGTERM)
     assert await broker.ended() == 0

@@ -433,7 +433,8 @@ async def converges(
 def at_minimum(host: Host) -> Callable[[Look], bool]:
     """A condition: all guests are served and hold their minimum, in memory to less than a block more.
 
-    A page of the last block that cannot be moved keeps its virtio-mem sub-block of 4 MiB plugged.
+    At its biggest the guest onlined a block or two for the kernel (MOVABLE : KERNEL must stay within bounds), and a
+    page table or a slab in one of them then keeps its virtio-mem sub-block of 4 MiB plugged.
     """
 
     def holds(look: Look) -> bool:

@@ -186,26 +186,3 @@ guests, connected = {}, []
 asyncio.run(main())
 """
 )
-
-LEFTOVER = '''
-"""What lies in the virtio-mem memory that is still plugged: flags of its pages, and how many there are of each."""
-import collections, struct
-
-NAMES = {0: "locked", 2: "referenced", 3: "uptodate", 4: "dirty", 5: "lru", 6: "active", 7: "slab", 10: "buddy",
-         11: "mmap", 12: "anon", 13: "swapcache", 14: "swapbacked", 15: "head", 16: "tail", 20: "nopage",
-         22: "thp", 23: "offline", 24: "zero", 26: "pgtable", 32: "reserved", 33: "mlocked", 35: "private", 36: "private2"}
-with open("/proc/iomem") as file:
-    regions = [line.split(" : ")[0].strip() for line in file if "virtio_mem" in line and "System RAM" in line]
-for region in regions:
-    first, last = (int(end, 16) >> 12 for end in region.split("-"))
-    with open("/proc/kpageflags", "rb") as flags, open("/proc/kpagecount", "rb") as counts:
-        seen = collections.Counter()
-        flags.seek(first * 8), counts.seek(first * 8)
-        values = struct.unpack(f"{last + 1 - first}Q", flags.read((last + 1 - first) * 8))
-        mapped = struct.unpack(f"{last + 1 - first}Q", counts.read((last + 1 - first) * 8))
-    for page, (value, count) in enumerate(zip(values, mapped)):
-        if not value >> 23 & 1 and not value >> 10 & 1:
-            names = "+".join(name for bit, name in NAMES.items() if value >> bit & 1) + f" {value:x} mapped {count}"
-            seen[names] += 1
-    print(region, dict(seen))
-'''

@@ -306,9 +306,7 @@ class BrokerMachine:
             self._reserve(guest, track, max(vm.held(track.kind), track.reserved))
 
     def _follow_idle(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
-        held = vm.held(track.kind)
-        track.overdue = track.overdue and held > track.target
-        self._reserve(guest, track, held)
+        self._reserve(guest, track, vm.held(track.kind))
 
     def _follow_plugging(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
         held, plugged = vm.held(track.kind), vm.plugged(track.kind)
@@ -408,6 +406,7 @@ class BrokerMachine:
         for guest in self._by_name():
             track = guest.tracks[kind]
             track.target = targets[guest.name]
+            track.overdue = track.overdue and track.reserved > track.target
             track.reason = self._explain(guest, track, now)
             if self._may_shrink(guest, track, now):
                 self._ask(guest, track, self._shrink_amount(guest, track), ReclaimStage.ASK, now)

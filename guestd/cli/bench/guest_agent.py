@@ -6,6 +6,7 @@ this kernel's monotonic clock. Between the steps it sleeps in the kernel: nothin
 
 import argparse
 import json
+import mmap
 import os
 import signal
 import socket
@@ -56,12 +57,13 @@ def burn() -> None:
 
 
 def grow(bytes_per_second: int, limit_bytes: int) -> None:
-    """Takes memory and writes to all of it at a steady rate, up to a limit, then holds it for ever."""
-    filled = b"\x5a" * int(bytes_per_second * GROW_STEP_SECONDS)
-    pieces: list[bytearray] = []
+    """Takes memory, all of it really there, at a steady rate up to a limit, then holds it for ever."""
+    step = int(bytes_per_second * GROW_STEP_SECONDS)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE  # emulated page faults would slow it down
+    pieces: list[mmap.mmap] = []
     due = time.monotonic()
-    while len(pieces) * len(filled) < limit_bytes:
-        pieces.append(bytearray(filled))
+    while len(pieces) * step < limit_bytes:
+        pieces.append(mmap.mmap(-1, step, flags=flags))
         due = max(due + GROW_STEP_SECONDS, time.monotonic())
         time.sleep(max(0.0, due - time.monotonic()))
     signal.pause()

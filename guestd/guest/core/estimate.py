@@ -20,7 +20,8 @@ Memory, the law:
 4. While the VM is being shrunk the kernel isolates one memory block after the other, and an isolated
    block looks as if it were in use: that much more than before the shrink is not believed.
 5. As with CPUs, a lower need is believed only after it has held, and what is there at first is needed.
-6. Growth is what has gone on for two stretches of `trend_seconds`, the slower of the two: a jump is no trend.
+6. Growth is what has gone on for two stretches of `trend_seconds`: the mean of the two, but at most twice the
+   slower. A jump is no trend.
 
 Weak spots: cache that is worth its memory is not seen (refaults are sampled, not used yet); a program that
 allocates everything within one sampling interval is faster than any estimate.
@@ -48,7 +49,7 @@ class EstimateSettings:
     headroom_share: float = 0.2  # of what is in use; Hyper-V's default buffer is 20 %
     headroom_min_bytes: int = 96 * MIB
     horizon_seconds: float = 3.0
-    trend_seconds: float = 0.3
+    trend_seconds: float = 0.1
     moving_bytes_per_second: int = 8 * MIB
     pressure_share: float = 0.05  # of the time in which some task stalls on memory
 
@@ -130,7 +131,7 @@ class CpuEstimator:
         """
         newest = self._history[-1][1]
         window = now - self._settings.window_seconds
-        start = next((entry for entry in self._history if entry[0] >= window), self._history[0])
+        start = next((entry for entry in reversed(self._history) if entry[0] <= window), self._history[0])
         recent = self._recent(now)
         if recent is None or now - start[0] < self._settings.min_window_seconds:
             return 0.0, 0.0, None if newest.cpu_some_us is None else 0.0
@@ -225,7 +226,7 @@ class MemoryEstimator:
         used = self._history[-1][2]
         recent = (used - middle[2]) / (now - middle[0])
         earlier = (middle[2] - oldest[2]) / (middle[0] - oldest[0])
-        return max(0.0, min(recent, earlier))
+        return max(0.0, min((recent + earlier) / 2, 2 * min(recent, earlier)))
 
     def _before(self, at: float) -> tuple[float, Sample, int] | None:
         """The newest sample that is not younger than `at`."""

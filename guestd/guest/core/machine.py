@@ -8,7 +8,8 @@ The law:
    again gets the stored answer again.
 3. Every order is answered: in whole, in part, or refused, with what was achieved, before its deadline.
 4. A CPU or block that fails is left alone for a while, longer each time.
-5. Samples come often while something moves (`quick_seconds`), seldom while nothing does (`calm_seconds`).
+5. Samples come often while something moves (`quick_seconds`), seldom while nothing does (`calm_seconds`), and
+   hardly ever (`rest_seconds`) once nothing has moved for long and the shell says at once when something does.
 
 Weak spot: memory is not given back block by block here, the virtio-mem driver does that; the guest
 only says how low it can go.
@@ -46,7 +47,10 @@ class Settings:
 
     quick_seconds: float = 0.05
     calm_seconds: float = 0.25
+    rest_seconds: float = 5.0
     quick_for_seconds: float = 0.5  # after something moved
+    calm_for_seconds: float = 8.0  # after that; longer than a lower need must hold to be believed
+    stir_bytes: int = 4 * MIB  # so much more memory in use than at the sample before: something moves
     reconcile_seconds: float = 10.0  # look at CPUs and blocks even if no event came
     reconcile_moving_seconds: float = 0.5  # the same while an order is open
     grant_answer_seconds: float = 20.0
@@ -146,8 +150,10 @@ class GuestMachine:
         self._doing: set[Op] = set()
         self._setbacks: dict[tuple[type, int], _Setback] = {}
         self._next_sample = now
-        self._quick_until = 0.0
+        self._quick_until = now
+        self._watched = False
         self._next_scan = now
+        self._scanning = False  # a look was asked for: what is known of CPUs and blocks is out of date
         self._out: list[Action] = []
         self._usable = Usable()
         self._news = True  # something to say may have come up since `_speak` last looked
@@ -200,13 +206,19 @@ class GuestMachine:
         online = max(1, len(state.inventory.cpus_online) or len(sample.cpu_busy_seconds))
         state.cpu = self.cpu_estimator.update(sample, online, now)
         isolated = state.inventory.block_bytes if self._shrinking_memory else 0
+        before = state.memory
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
         self._refresh_usable()
-        if state.cpu.waiting or state.memory.moving or state.memory.pressure:
+        stirred = before is not None and state.memory.used_bytes - before.used_bytes > self.settings.stir_bytes
+        if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
             self._quick_until = now + self.settings.quick_for_seconds
 
+    def on_watched(self, watched: bool) -> None:
+        """Whether `on_pressure` comes at once when tasks begin to wait or memory is being used up (rule 5)."""
+        self._watched = watched
+
     def on_pressure(self, now: float) -> None:
-        """A PSI trigger fired: look closely for a moment."""
+        """A PSI trigger fired, or free memory fell: look closely for a moment."""
         self._quick_until = max(self._quick_until, now + self.settings.quick_for_seconds)
         self._next_sample = min(self._next_sample, now)
 
@@ -216,7 +228,7 @@ class GuestMachine:
 
     def on_inventory(self, inventory: Inventory, now: float) -> None:
         """CPUs and blocks as they are."""
-        self._state.inventory = inventory
+        self._state.inventory, self._scanning = inventory, False
         self._refresh_usable()
         open_orders = any(order.answer is None for order in self._orders.values())
         pause = self.settings.reconcile_moving_seconds if open_orders else self.settings.reconcile_seconds
@@ -270,17 +282,25 @@ class GuestMachine:
         """What to do now, in this order. Calling again at once returns nothing new."""
         if now >= self._next_scan:
             self._next_scan = now + self.settings.reconcile_seconds
+            self._scanning = True
             self._out.append(Rescan())
         if now >= self._next_sample:
-            quick = now < self._quick_until
-            self._next_sample = now + (self.settings.quick_seconds if quick else self.settings.calm_seconds)
+            self._next_sample = now + self._pace(now)
             self._out.append(TakeSample())
-        self._work(now)
-        for order in self._orders.values():
-            self._answer(order, now)
+        if not self._scanning:
+            self._work(now)
+            for order in self._orders.values():
+                self._answer(order, now)
         self._speak(now)
         actions, self._out = self._out, []
         return actions
+
+    def _pace(self, now: float) -> float:
+        """Seconds from one sample to the next."""
+        if now < self._quick_until:
+            return self.settings.quick_seconds
+        at_rest = self._watched and self.settled and now >= self._quick_until + self.settings.calm_for_seconds
+        return self.settings.rest_seconds if at_rest else self.settings.calm_seconds
 
     def wake_at(self, now: float) -> float:
         """When to call `next_actions` again if nothing happens before."""
