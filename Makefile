@@ -22,7 +22,7 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mm
 	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
 VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
-.PHONY: help setup setup-vm packages-vm install-guest install-broker proto lint types test-fast test demo bench clean
+.PHONY: help setup setup-vm packages-vm install-guest install-broker proto generate-proto lint types test-fast test demo bench clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -125,11 +125,25 @@ install-broker: $(STAMPS)/site-broker  ## DESTDIR=ROOT: the broker and guestctl,
 	$(call install-unit,guestd-broker)
 
 proto: setup  ## generate guestd/v1 from proto/
-	$(PYTHON) -m grpc_tools.protoc --proto_path=proto --version
+	@$(MAKE) --no-print-directory generate-proto
 
-lint: setup  ## ruff
+# The recipe without the set-up; OUT= is where guestd/v1 goes. common.proto has no service, so what is
+# generated for one is taken away.
+OUT ?= .
+generate-proto:
+	@mkdir -p '$(OUT)'
+	@$(PYTHON) -m grpc_tools.protoc --proto_path=proto \
+		--plugin=protoc-gen-mypy=$(dir $(PYTHON))protoc-gen-mypy \
+		--plugin=protoc-gen-mypy_grpc=$(dir $(PYTHON))protoc-gen-mypy_grpc \
+		--python_out='$(OUT)' --grpc_python_out='$(OUT)' --mypy_out='$(OUT)' --mypy_grpc_out='$(OUT)' \
+		$(wildcard proto/guestd/v1/*.proto)
+	@rm -f '$(OUT)'/guestd/v1/common_pb2_grpc.*
+
+lint: setup  ## ruff, import layering, the protocol
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/buf lint proto
 
 types: setup  ## mypy, strict
 	$(PYTHON) -m mypy

@@ -49,7 +49,7 @@ sys.addaudithook(_guard)
 
 
 @pytest.fixture(autouse=True)
-def _hands_off_this_machine() -> Iterator[None]:
+def _hands_off_this_machine() -> Iterator[list[str]]:
     _forbidden.clear()
-    yield
+    yield _forbidden
     assert not _forbidden, f"a test did what none may do here: {'; '.join(_forbidden)}"

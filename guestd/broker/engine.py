@@ -82,27 +82,43 @@ class Engine:
         """Open the journal, take in the guests, and begin.
 
         :raise JournalError: When the journal cannot be used.
+        :raise ConfigError: When a guest that was added by a call has another's channel.
         :raise AdmissionError: When the guests' minimums do not fit.
         """
         saved = await self._journal.open()
         self.machine = BrokerMachine(self._config.host, saved.epoch, self._config.heartbeat_seconds, self._timing)
-        for guest in {**saved.added, **self._config.guests}.values():
+        guests = {**saved.added, **self._config.guests}
+        configuration.check_channels(guests)
+        by_call = self._fitting(guests, {name: limits for name, (limits, _) in saved.limits.items() if name in guests})
+        for guest in guests.values():
             limits, origin = guest.limits, self._file_origin(guest)
-            if guest.name in saved.limits:
-                limits, origin = saved.limits[guest.name][0], (LimitsOrigin.ADMIN, saved.limits[guest.name][1])
+            if guest.name in by_call:
+                limits, origin = by_call[guest.name], (LimitsOrigin.ADMIN, saved.limits[guest.name][1])
             reserved, revision = saved.reserved.get(guest.name, (Resources(), 0))
-            try:
-                self.machine.add_guest(guest.name, limits, reserved, revision)
-            except AdmissionError as error:
-                if limits == guest.limits:
-                    raise
-                _log.error("%s: limits set by a call do not fit any more, its file's hold: %s", guest.name, error)
-                origin = self._file_origin(guest)
-                self.machine.add_guest(guest.name, guest.limits, reserved, revision)
+            self.machine.add_guest(guest.name, limits, reserved, revision)
             self.machine.pause(guest.name, guest.name in saved.paused)
             self._origin[guest.name] = origin
             await self._attach(guest)
         self._loop_task = asyncio.create_task(self._run())
+
+    def _fitting(self, guests: dict[str, GuestConfig], by_call: dict[str, Limits]) -> dict[str, Limits]:
+        """Limits set by calls, without those that do not fit any more: the host may have shrunk since, and a
+        broker that does not start serves nobody.
+
+        :raise AdmissionError: When even the files' own limits don't fit.
+        """
+        kept = dict(by_call)
+        while True:
+            try:
+                admit(self._config.host, {name: kept.get(name, guest.limits) for name, guest in guests.items()})
+            except AdmissionError as error:
+                if not kept:
+                    raise
+                name = max(kept)
+                _log.error("%s: limits set by a call do not fit any more, its file's hold: %s", name, error)
+                del kept[name]
+            else:
+                return kept
 
     async def stop(self) -> None:
         """Stop deciding and let go of all VMs, which stay as they are."""

@@ -285,6 +285,34 @@ async def test_limits_set_by_a_call_end_with_the_guest(rig: BrokerRig, client: B
         await rig.start()
 
 
+async def test_limits_set_by_calls_that_fit_no_more_do_not_stop_a_broker(rig: BrokerRig, client: BrokerClient) -> None:
+    await client.set_limits("a", LimitsChange(cpu_min_millicores=3000))
+    await client.set_limits("b", LimitsChange(cpu_min_millicores=2000))
+    await rig.stop()
+    await client.close()
+    root = rig.root
+    rig.config_path.write_text(
+        host_table(root, cpus=4) + guest_table(root, "a") + guest_table(root, "b") + guest_table(root, "c")
+    )
+    await rig.start()
+    assert [(one.limits.min.cpu_millicores, one.limits_origin) for one in await client.guests()] == [
+        (1000, LimitsOrigin.FILE),
+        (1000, LimitsOrigin.FILE),
+        (1000, LimitsOrigin.FILE),
+    ]
+
+
+async def test_a_channel_that_was_given_away_by_a_call_is_not_given_twice(rig: BrokerRig, client: BrokerClient) -> None:
+    await client.add_guest("d", ADDED, rig.root / "d.qmp", vsock_path=rig.root / "d")
+    await rig.stop()
+    rig.config_path.write_text(host_table(rig.root) + guest_table(rig.root, "e").replace('/e"', '/d"'))
+    with pytest.raises(ConfigError, match=r"d's already|e's already"):
+        await rig.start()
+    rig.config_path.write_text(host_table(rig.root) + guest_table(rig.root, "e"))
+    await rig.engine.stop()
+    await rig.start()
+
+
 async def test_a_guest_that_is_gone_from_the_file_loses_its_stream(rig: BrokerRig) -> None:
     async with RawGuest(rig.root, "b") as raw:
         await raw.hello()

@@ -165,6 +165,16 @@ class Host:
         """What all brokers of this host said."""
         return (self._directory / "broker.log").read_text(errors="replace")
 
+    async def says(self, text: str, since: int, seconds: float = CONVERGE_SECONDS) -> None:
+        """Wait until the broker says something after so many characters of its log; quicker than to look.
+
+        :raise AssertionError: When it does not in time.
+        """
+        deadline = time.monotonic() + seconds
+        while text not in self.broker_log[since:]:
+            assert time.monotonic() < deadline, f"not said within {seconds:g} s: {text}\n{self.broker_log[since:]}"
+            await asyncio.sleep(0.005)
+
     @property
     def config_path(self) -> Path:
         """The broker's configuration."""

@@ -56,14 +56,15 @@ class iovec(ctypes.Structure):
 
 libc = ctypes.CDLL(None, use_errno=True)
 total, pinned, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-area = mmap.mmap(-1, total << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+NORESERVE = 0x4000  # else the kernel refuses at once what is more than the machine has now
+area = mmap.mmap(-1, total << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE)
 area.madvise(mmap.MADV_NOHUGEPAGE)
 for start in range(0, total << 20, 10 << 20):
     end = min(start + (10 << 20), total << 20)
     area[start:end] = b"Z" * (end - start)
     time.sleep(0.1)
 reader, writer = os.pipe()
-fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096 * 4096)
+fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, pinned * 4096)
 base = ctypes.addressof(ctypes.c_char.from_buffer(area))
 for offset in range((total - pinned) << 20, total << 20, 1 << 20):
     page = iovec(base + offset, 4096)

@@ -242,9 +242,8 @@ class Session:
         path = f"{GUEST_DIR}/stream.sock"
         await self.machine.console.spawn(f"exec python3 -S {GUEST_DIR}/guest_relay.py {path} {STREAM_PORT}")
         await self.machine.console.wait_path(path, 30.0)
-        await self._shell(
-            f"systemd-run --quiet --unit={BARE_SERVICE} {_GUEST_PYTHON} {GUEST_DIR}/guest_bare.py {path} {STREAM_METHOD}"
-        )
+        program = f"{_GUEST_PYTHON} {GUEST_DIR}/guest_bare.py {path} {STREAM_METHOD}"
+        await self._shell(f"systemd-run --quiet --unit={BARE_SERVICE} {program}")
 
     async def _bare_log(self) -> str:
         return await self._shell(f"journalctl -u {BARE_SERVICE} -n 8 -o cat --no-pager")

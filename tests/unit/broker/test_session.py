@@ -1,0 +1,87 @@
+"""A guest's outbox and its allowance."""
+
+import asyncio
+
+import pytest
+
+from guestd.broker.session import MESSAGES_BURST, MESSAGES_PER_SECOND, Session
+from guestd.model.errors import FloodError, SupersededError
+from guestd.model.messages import Grant, Heartbeat, OrderId, Reason, Reclaim, ReclaimStage, Welcome
+from guestd.model.resources import Kind, Resources
+
+WELCOME = Welcome(1, "a", 1, 10.0, Resources(), Resources())
+
+
+def grant(kind: Kind, amount: int) -> Grant:
+    return Grant(OrderId(1, amount, amount), kind, amount)
+
+
+async def taken(session: Session, count: int) -> list[object]:
+    return [await asyncio.wait_for(session.next(), 1) for _ in range(count)]
+
+
+async def test_welcome_comes_first() -> None:
+    session = Session(WELCOME, 0.0)
+    session.put(grant(Kind.CPU, 1))
+    assert await taken(session, 2) == [WELCOME, grant(Kind.CPU, 1)]
+
+
+async def test_the_newest_of_each_sort_waits_in_the_order_of_its_coming() -> None:
+    session = Session(WELCOME, 0.0)
+    reclaim = Reclaim(OrderId(1, 9, 9), Kind.MEMORY, 9, ReclaimStage.ASK, 5.0, Reason("", ""))
+    for amount in range(1000):
+        session.put(grant(Kind.CPU, amount))
+        session.put(grant(Kind.MEMORY, amount))
+        session.put(Heartbeat())
+    session.put(reclaim)
+    assert await taken(session, 4) == [WELCOME, grant(Kind.CPU, 999), Heartbeat(), reclaim]
+    with pytest.raises(TimeoutError):
+        await taken(session, 1)
+    session.put(Heartbeat())
+    assert await taken(session, 1) == [Heartbeat()]
+
+
+async def test_an_end_is_told_before_anything_that_waits() -> None:
+    session = Session(WELCOME, 0.0)
+    session.end(SupersededError("newer"))
+    for _ in range(2):
+        with pytest.raises(SupersededError, match="newer"):
+            await session.next()
+
+
+async def test_an_end_wakes_who_waits() -> None:
+    session = Session(WELCOME, 0.0)
+    await session.next()
+    waiting = asyncio.create_task(session.next())
+    await asyncio.sleep(0)
+    session.end(SupersededError("newer"))
+    with pytest.raises(SupersededError):
+        await asyncio.wait_for(waiting, 1)
+
+
+def test_a_burst_is_allowed_and_then_so_many_a_second() -> None:
+    session = Session(WELCOME, 100.0)
+    for _ in range(int(MESSAGES_BURST)):
+        session.count(100.0)
+    with pytest.raises(FloodError, match="more than 50 messages a second"):
+        session.count(100.0)
+    for _ in range(int(MESSAGES_PER_SECOND)):
+        session.count(101.0)
+    with pytest.raises(FloodError):
+        session.count(101.0)
+
+
+def test_a_clock_that_goes_back_gives_nothing() -> None:
+    session = Session(WELCOME, 100.0)
+    for _ in range(int(MESSAGES_BURST)):
+        session.count(100.0)
+    with pytest.raises(FloodError):
+        session.count(50.0)
+
+
+def test_silence_is_saved_up_to_the_burst_only() -> None:
+    session = Session(WELCOME, 0.0)
+    for _ in range(int(MESSAGES_BURST)):
+        session.count(1e6)
+    with pytest.raises(FloodError):
+        session.count(1e6)

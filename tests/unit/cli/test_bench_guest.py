@@ -1,0 +1,70 @@
+"""The bench's program in the guest, on a tree that looks like one."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from guestd.cli.bench import guest_agent
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    cpus, memory = tmp_path / "sys/devices/system/cpu", tmp_path / "sys/devices/system/memory"
+    for name, text in {
+        cpus / "online": "0-1\n",
+        cpus / "cpu1/online": "1\n",
+        cpus / "cpu2/online": "0\n",
+        memory / "memory0/state": "online\n",
+        memory / "memory32/state": "offline\n",
+        tmp_path / "proc/meminfo": "MemFree: 1 kB\nMemTotal:      1024 kB\n",
+    }.items():
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_text(text)
+    return tmp_path
+
+
+def test_amounts(root: Path) -> None:
+    assert guest_agent.online_cpus(root) == 2
+    assert guest_agent.memory_total_bytes(root) == 1 << 20
+    assert guest_agent.count_cpus("0-2,5\n") == 4
+
+
+def test_only_what_is_offline_is_switched_on(root: Path) -> None:
+    assert [switch.parent.name for switch in guest_agent.offline_cpus(root)] == ["cpu2"]
+    assert [switch.parent.name for switch in guest_agent.offline_blocks(root)] == ["memory32"]
+
+
+def test_bare_loop_switches_on_and_sees_it(root: Path) -> None:
+    switch = root / "sys/devices/system/cpu/cpu2/online"
+    answer = guest_agent.bare_loop(
+        lambda: guest_agent.offline_cpus(root), "1", lambda: 2 + int(switch.read_text()), limit_seconds=5.0
+    )
+    assert (answer["before"], answer["after"]) == (2, 3)
+    assert answer["grown_at"] is not None
+
+
+def test_bare_loop_ends_without_anything(root: Path) -> None:
+    assert guest_agent.bare_loop(list, "1", lambda: 1, limit_seconds=0.01)["grown_at"] is None
+
+
+def test_load_runs_until_the_amount_grew() -> None:
+    begun = time.monotonic()
+    answer = guest_agent.under_load(2, guest_agent.burn, lambda: 1 + (time.monotonic() > begun + 0.1), 5.0)
+    assert isinstance(answer["grown_at"], float)
+    assert 0.05 < answer["grown_at"] - begun < 2.0
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_usage_of_this_process() -> None:
+    answer = guest_agent.usage(Path("/proc"), [os.getpid()])
+    assert int(str(answer["pss_bytes"])) > 1 << 20
+    assert int(str(answer["context_switches"])) > 0
+
+
+def test_unknown_step_is_answered(root: Path) -> None:
+    answers: list[guest_agent.Answer] = []
+    guest_agent.perform({"do": "dance"}, answers.append, root)
+    assert answers == [{"error": "no such step: dance"}]

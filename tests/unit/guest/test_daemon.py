@@ -1,0 +1,258 @@
+"""The daemon's shell: it samples, dials, and carries out what its core decides, and nothing else."""
+
+import asyncio
+import errno
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from guestd.broker.hypervisor.fake import FakeVm
+from guestd.guest import daemon as module
+from guestd.guest.core.machine import GuestMachine
+from guestd.guest.core.ops import HandResult, Op
+from guestd.guest.daemon import Daemon, dial_unix
+from guestd.guest.hands import DryHands
+from guestd.model.guest import Capability, Identity, Inventory, Sample
+from guestd.model.messages import Ack, BrokerMessage, Demand, Grant, GuestMessage, Hello, OrderId, Welcome
+from guestd.model.resources import Kind, Resources
+from guestd.model.units import GIB
+from guestd.sim.world import GuestKernel, Load
+from guestd.v1 import guest_pb2, guest_pb2_grpc
+from guestd.wire import convert
+
+WELCOME = Welcome(1, "a", 1, 5.0, Resources(), Resources())
+
+
+class Hands(DryHands):
+    """Hands on a fake kernel that can be slow."""
+
+    def __init__(self, kernel: GuestKernel) -> None:
+        self.kernel, self.done, self.seconds = kernel, [], 0.0
+        self.done: list[Op] = []
+
+    async def batch(self, ops: Sequence[Op], deadline_seconds: float = 10.0) -> list[HandResult]:
+        await asyncio.sleep(self.seconds)
+        self.done += ops
+        return [self.kernel.perform(op) for op in ops]
+
+
+class Broker(guest_pb2_grpc.GuestServiceServicer):
+    """Welcomes everybody, and says what a test puts into `out`."""
+
+    def __init__(self) -> None:
+        self.heard: list[GuestMessage] = []
+        self.out: asyncio.Queue[BrokerMessage | None] = asyncio.Queue()
+        self.streams = 0
+
+    async def Negotiate(
+        self, requests: AsyncIterator[guest_pb2.NegotiateRequest], context: object
+    ) -> AsyncIterator[guest_pb2.NegotiateResponse]:
+        self.streams += 1
+        listening = asyncio.create_task(self._listen(requests))
+        try:
+            yield convert.broker_message_to_wire(WELCOME)
+            while (message := await self.out.get()) is not None:
+                yield convert.broker_message_to_wire(message)
+        finally:
+            listening.cancel()
+
+    async def _listen(self, requests: AsyncIterator[guest_pb2.NegotiateRequest]) -> None:
+        async for request in requests:
+            self.heard.append(convert.guest_message_from_wire(request))
+
+    def of(self, kind: type) -> list[GuestMessage]:
+        return [message for message in self.heard if isinstance(message, kind)]
+
+
+class Rig:
+    """A daemon on a fake kernel."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.vm = root, FakeVm()
+        self.kernel = GuestKernel(self.vm, Load())
+        self.hands, self.dials = Hands(self.kernel), 0
+        self.samples = self.scans = 0
+        identity = Identity(bytes(16), 1, capabilities=frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE}))
+        self.daemon = Daemon(
+            GuestMachine(identity, time.monotonic()), self._sense, self._scan, self.hands, self._dial, root
+        )
+        self.statuses: list[str] = []
+        self.daemon.on_status = self.statuses.append
+        self.task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self.task = asyncio.create_task(self.daemon.run())
+
+    async def stop(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.gather(self.task, return_exceptions=True)
+
+    def _sense(self) -> Sample:
+        self.samples += 1
+        return self.kernel.sample()
+
+    def _scan(self) -> Inventory:
+        self.scans += 1
+        return self.kernel.inventory()
+
+    async def _dial(self) -> socket.socket:
+        self.dials += 1
+        return await dial_unix(str(self.root / "broker"))
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="gd", dir="/tmp") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+async def rig(root: Path) -> AsyncIterator[Rig]:
+    one = Rig(root)
+    yield one
+    await one.stop()
+
+
+async def serve(root: Path) -> tuple[Broker, grpc.aio.Server]:
+    broker, server = Broker(), grpc.aio.server()
+    guest_pb2_grpc.add_GuestServiceServicer_to_server(broker, server)
+    server.add_insecure_port(f"unix:{root}/broker")
+    await server.start()
+    return broker, server
+
+
+@pytest.fixture
+async def broker(root: Path) -> AsyncIterator[Broker]:
+    one, server = await serve(root)
+    yield one
+    one.out.put_nowait(None)
+    await server.stop(0)
+
+
+async def until(holds: Callable[[], object], seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not holds():  # noqa: ASYNC110 - whatever a test waits for
+            await asyncio.sleep(0.005)
+
+
+async def test_without_a_broker_it_measures_and_changes_nothing(rig: Rig) -> None:
+    rig.start()
+    await until(lambda: rig.samples >= 3)
+    await until(lambda: rig.dials >= 2)
+    assert rig.hands.done == []
+    assert rig.statuses[-1].startswith("waiting for the broker")
+
+
+async def test_pauses_between_dials_grow_and_are_jittered(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses, real = [], asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if seconds > 0.05:
+            pauses.append(seconds)
+        await real(min(seconds, 0.001))
+
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    rig.start()
+    async with asyncio.timeout(10):
+        while len(pauses) < 20:
+            await real(0.01)
+    assert pauses[0] <= 0.3
+    assert all(2.5 <= pause <= 7.5 for pause in pauses[-5:])
+    assert len(set(pauses[-5:])) == 5
+
+
+async def test_it_says_hello_and_what_it_needs(rig: Rig, broker: Broker) -> None:
+    rig.start()
+    await until(lambda: len(broker.heard) >= 2)
+    assert isinstance(broker.heard[0], Hello)
+    assert isinstance(broker.heard[1], Demand)
+    assert rig.statuses == ["served as a"]
+
+
+async def test_an_order_is_carried_out_and_answered(rig: Rig, broker: Broker) -> None:
+    await rig.vm.request_vcpus(3)
+    rig.start()
+    broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.CPU, 3000))
+    await until(lambda: broker.of(Ack))
+    assert rig.kernel.online_cpus == {0, 1, 2}
+    assert len(rig.hands.done) == 2  # each once
+
+
+async def test_slow_hands_do_not_stop_the_rest(rig: Rig, broker: Broker) -> None:
+    await rig.vm.request_vcpus(2)
+    rig.hands.seconds = 1.0
+    rig.start()
+    broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.CPU, 2000))
+    await until(lambda: broker.heard)
+    before = rig.samples
+    await until(lambda: rig.samples >= before + 3, 0.95)
+    await until(lambda: broker.of(Ack))
+
+
+async def test_hotplug_makes_it_look_at_once(rig: Rig, broker: Broker) -> None:
+    rig.start()
+    broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.MEMORY, GIB))
+    await until(lambda: broker.heard)
+    await rig.vm.request_memory(GIB)
+    rig.daemon.on_hotplug()
+    await until(lambda: rig.kernel.online_blocks == set(range(8)), 0.4)
+
+
+async def test_pressure_makes_it_sample_at_once(rig: Rig) -> None:
+    rig.start()
+    await until(lambda: rig.samples >= 2)
+    before = rig.samples
+    rig.daemon.on_pressure()
+    await until(lambda: rig.samples > before, 0.15)
+
+
+async def test_it_comes_back_when_the_broker_does(rig: Rig, root: Path) -> None:
+    rig.start()
+    for _ in range(2):
+        broker, server = await serve(root)
+        await until(lambda broker=broker: broker.of(Demand))
+        broker.out.put_nowait(None)
+        await server.stop(0)
+
+
+async def test_a_second_welcome_ends_the_stream(rig: Rig, broker: Broker) -> None:
+    rig.start()
+    await until(lambda: broker.streams == 1)
+    broker.out.put_nowait(WELCOME)
+    await until(lambda: broker.streams == 2)
+
+
+async def test_ending_changes_nothing_and_leaves_no_socket(rig: Rig, broker: Broker, root: Path) -> None:
+    await rig.vm.request_vcpus(2)
+    rig.start()
+    broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.CPU, 2000))
+    await until(lambda: broker.of(Ack))
+    done = list(rig.hands.done)
+    await rig.stop()
+    assert rig.hands.done == done
+    assert rig.kernel.online_cpus == {0, 1}
+    assert not (root / "relay.sock").exists()
+
+
+async def test_a_run_directory_that_is_missing_is_said(root: Path) -> None:
+    rig = Rig(root / "missing")
+    with pytest.raises(OSError, match=r"cannot listen on .*missing/relay.sock"):
+        await rig.daemon.run()
+
+
+async def test_dialling_nobody_fails_and_leaks_nothing(root: Path) -> None:
+    dial: Callable[[str], Awaitable[socket.socket]] = dial_unix
+    with pytest.raises(FileNotFoundError):
+        await dial(str(root / "nobody"))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(root / "deaf"))
+    listener.close()
+    with pytest.raises(ConnectionRefusedError) as caught:
+        await dial(str(root / "deaf"))
+    assert caught.value.errno == errno.ECONNREFUSED
