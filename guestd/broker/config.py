@@ -15,9 +15,10 @@ import msgspec
 
 from guestd.broker.core.ledger import HostCapacity, admit
 from guestd.model.errors import AdmissionError, ConfigError
-from guestd.model.resources import Limits, Resources
+from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, parse_cpus, parse_size
 from guestd.runtime import toml
+from guestd.wire.convert import MAX_CPU_MILLICORES, MAX_MEMORY_BYTES
 
 DEFAULT_PATH = Path("/etc/guestd/broker.toml")
 DEFAULT_PORT = 4747
@@ -126,6 +127,15 @@ def load(path: Path) -> BrokerConfig:
         raise ConfigError(str(path), "broker.port", broker.port, "must be within 1..4294967294")
     if not 1 <= broker.heartbeat_seconds <= 3600:
         raise ConfigError(str(path), "broker.heartbeat_seconds", broker.heartbeat_seconds, "must be within 1..3600")
+    for key, value, longest in (
+        ("state_dir", broker.state_dir, ""),
+        ("run_dir", broker.run_dir, "/guests/server.sock"),
+    ):
+        if not Path(value).is_absolute():
+            raise ConfigError(str(path), f"broker.{key}", value, "must be an absolute path")
+        if longest and len(os.fsencode(value + longest)) > _LONGEST_SOCKET_PATH:
+            most = _LONGEST_SOCKET_PATH - len(longest)
+            raise ConfigError(str(path), f"broker.{key}", value, f"must have at most {most} bytes, for its sockets")
     return BrokerConfig(
         host, Path(broker.state_dir), Path(broker.run_dir), broker.port, broker.heartbeat_seconds, guests
     )
@@ -146,7 +156,22 @@ def _host(path: Path, table: HostTable) -> HostCapacity:
     own_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpu_capacity = own_cpus if table.cpus is None else cpus("cpus", table.cpus)
     memory_capacity = own_memory if table.memory is None else memory("memory", table.memory)
-    capacity = Resources(int(cpu_capacity * table.cpu_overcommit), int(memory_capacity * table.memory_overcommit))
+    capacity = Resources(
+        _at_most(
+            str(path),
+            "host.cpu_overcommit",
+            table.cpu_overcommit,
+            int(cpu_capacity * table.cpu_overcommit),
+            MILLICORES_PER_VCPU,
+        ),
+        _at_most(
+            str(path),
+            "host.memory_overcommit",
+            table.memory_overcommit,
+            int(memory_capacity * table.memory_overcommit),
+            1,
+        ),
+    )
     reserve = Resources(cpus("reserve_cpus", table.reserve_cpus), memory("reserve_memory", table.reserve_memory))
     overhead = memory("overhead_memory_per_guest", table.overhead_memory_per_guest)
     return HostCapacity(capacity, reserve, Resources(0, overhead))
@@ -231,7 +256,7 @@ def _amount(source: str, key: str, value: Amount, factor: int, parse: Callable[[
     """
     if isinstance(value, str):
         try:
-            return parse(value)
+            return _at_most(source, key, value, parse(value), factor)
         except ValueError as error:
             raise ConfigError(source, key, value, str(error)) from error
     if isinstance(value, bool) or not math.isfinite(value) or value < 0:
@@ -239,4 +264,12 @@ def _amount(source: str, key: str, value: Amount, factor: int, parse: Callable[[
     exact = value * factor
     if exact != int(exact):
         raise ConfigError(source, key, value, "is not a whole amount")
-    return int(exact)
+    return _at_most(source, key, value, int(exact), factor)
+
+
+def _at_most(source: str, key: str, value: object, amount: int, factor: int) -> int:
+    """The amount, if the protocol has room for it; `factor` tells CPUs from bytes."""
+    kind, most = (Kind.CPU, MAX_CPU_MILLICORES) if factor == MILLICORES_PER_VCPU else (Kind.MEMORY, MAX_MEMORY_BYTES)
+    if amount > most:
+        raise ConfigError(source, key, value, f"must be at most {kind.show(most)}")
+    return amount

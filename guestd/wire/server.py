@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -147,10 +147,10 @@ class GuestServicer:
         )
         return grpc.method_handlers_generic_handler(service, {"Negotiate": negotiate})
 
-    async def negotiate(
-        self, request_iterator: AsyncIterator[bytes], context: _Context
-    ) -> AsyncIterator[guest_pb2.NegotiateResponse]:
-        """See guest.proto."""
+    async def negotiate(self, request_iterator: AsyncIterator[bytes], context: _Context) -> None:
+        """See guest.proto. No generator: gRPC drops one that is cancelled, and its clean-up waits for the
+        garbage collector.
+        """
         peer = self._peers.find(context.peer())
         if peer is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this connection is no guest's")
@@ -163,14 +163,15 @@ class GuestServicer:
             await self._refuse(peer, context, problem)
         receiving = asyncio.create_task(self._receive(peer, session, request_iterator))
         try:
-            async for message in _until(receiving, outbox):
-                yield convert.broker_message_to_wire(message)
+            async with contextlib.aclosing(_until(receiving, outbox)) as messages:
+                async for message in messages:
+                    await context.write(convert.broker_message_to_wire(message))
         except ProtocolError as problem:
             await self._refuse(peer, context, problem)
         finally:
             receiving.cancel()
-            await asyncio.gather(receiving, return_exceptions=True)
             self._backend.disconnect(peer, session)
+            await asyncio.gather(receiving, return_exceptions=True)
 
     async def _hello(self, requests: AsyncIterator[bytes]) -> Hello:
         try:
@@ -198,7 +199,7 @@ class GuestServicer:
             self._backend.receive(peer, session, message)
 
 
-async def _until(receiving: asyncio.Task[None], outbox: Outbox) -> AsyncIterator[BrokerMessage]:
+async def _until(receiving: asyncio.Task[None], outbox: Outbox) -> AsyncGenerator[BrokerMessage, None]:
     """What the outbox holds, until the guest's side of the stream ends; its error is raised."""
     sending = asyncio.ensure_future(outbox.next())
     try:
@@ -265,9 +266,9 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
             return monitor_pb2.GetGuestResponse(guest=guest_to_wire(self._backend.guest_view(request.name)))
         raise AssertionError("abort returns never")
 
-    async def WatchGuests(
+    async def WatchGuests(  # type: ignore[override]  # a coroutine that writes: see GuestServicer.negotiate
         self, request: monitor_pb2.WatchGuestsRequest, context: grpc.aio.ServicerContext[object, object]
-    ) -> AsyncIterator[monitor_pb2.WatchGuestsResponse]:
+    ) -> None:
         """See monitor.proto: between two looks all changes of a guest become one message."""
         interval = request.min_interval.seconds + request.min_interval.nanos / 1e9 or _WATCH_SECONDS
         if not 0 < interval <= _WATCH_LONGEST_SECONDS:
@@ -283,9 +284,9 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
                     try:
                         guest = self._backend.guest_view(name)
                     except NotFoundError:
-                        yield monitor_pb2.WatchGuestsResponse(removed=name)
+                        await context.write(monitor_pb2.WatchGuestsResponse(removed=name))
                     else:
-                        yield monitor_pb2.WatchGuestsResponse(guest=guest_to_wire(guest))
+                        await context.write(monitor_pb2.WatchGuestsResponse(guest=guest_to_wire(guest)))
                 await asyncio.sleep(interval)
                 await event.wait()
         finally:

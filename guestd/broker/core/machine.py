@@ -350,7 +350,7 @@ class BrokerMachine:
             track.counters.shrinks += 1
             track.succeed()
             self._finish(guest, track, f"shrunk to {track.kind.show(held)}")
-        elif self._must_not_shrink(guest, track) and track.kind is Kind.MEMORY:
+        elif self._must_not_shrink(guest, track):
             track.counters.partials += 1
             self._settle(guest, track, "the guest must not shrink now")
         elif held < track.progress:

@@ -49,7 +49,7 @@ class Settings:
     calm_seconds: float = 0.25
     rest_seconds: float = 5.0
     quick_for_seconds: float = 0.5  # after something moved
-    calm_for_seconds: float = 8.0  # after that; longer than a lower need must hold to be believed
+    calm_for_seconds: float = 8.0  # likewise; longer than a lower need must hold to be believed
     stir_bytes: int = 4 * MIB  # so much more memory in use than at the sample before: something moves
     reconcile_seconds: float = 10.0  # look at CPUs and blocks even if no event came
     reconcile_moving_seconds: float = 0.5  # the same while an order is open
@@ -150,7 +150,8 @@ class GuestMachine:
         self._doing: set[Op] = set()
         self._setbacks: dict[tuple[type, int], _Setback] = {}
         self._next_sample = now
-        self._quick_until = now
+        self._quick_until = 0.0
+        self._calm_until = now + self.settings.calm_for_seconds
         self._watched = False
         self._next_scan = now
         self._scanning = False  # a look was asked for: what is known of CPUs and blocks is out of date
@@ -195,7 +196,7 @@ class GuestMachine:
         else:
             tries = known.tries if known is not None and known.order.id == order.id else 0
             self._orders[order.kind] = _Order(order, now + order.remaining_seconds, tries=tries)
-        self._quick_until = now + self.settings.quick_for_seconds
+        self._moved(now)
         self._look_soon(now)
 
     def on_sample(self, sample: Sample, now: float) -> None:
@@ -211,7 +212,7 @@ class GuestMachine:
         self._refresh_usable()
         stirred = before is not None and state.memory.used_bytes - before.used_bytes > self.settings.stir_bytes
         if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
-            self._quick_until = now + self.settings.quick_for_seconds
+            self._moved(now)
 
     def on_watched(self, watched: bool) -> None:
         """Whether `on_pressure` comes at once when tasks begin to wait or memory is being used up (rule 5)."""
@@ -295,11 +296,15 @@ class GuestMachine:
         actions, self._out = self._out, []
         return actions
 
+    def _moved(self, now: float) -> None:
+        self._quick_until = now + self.settings.quick_for_seconds
+        self._calm_until = now + self.settings.calm_for_seconds
+
     def _pace(self, now: float) -> float:
         """Seconds from one sample to the next."""
         if now < self._quick_until:
             return self.settings.quick_seconds
-        at_rest = self._watched and self.settled and now >= self._quick_until + self.settings.calm_for_seconds
+        at_rest = self._watched and self.settled and now >= self._calm_until
         return self.settings.rest_seconds if at_rest else self.settings.calm_seconds
 
     def wake_at(self, now: float) -> float:

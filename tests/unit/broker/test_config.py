@@ -94,3 +94,22 @@ def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, message: str) ->
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read"):
         config.load(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('memory = "8GiB"', "memory = 1e30", r"host.memory = 1e\+30: must be at most 65536 TiB"),
+        ('memory = "8GiB"', 'memory = "99999999TiB"', r"host.memory = '99999999TiB': must be at most"),
+        ('cpus = "8"', "cpus = 1e15", r"host.cpus = 1000000000000000.0: must be at most"),
+        ("max = 4,", "max = 3000000,", r"guests.a.cpu.max = 3000000: must be at most"),
+        ("[host]", "[host]\nmemory_overcommit = 1e9", r"host.memory_overcommit = 1000000000.0: must be above 0"),
+        ("[host]", '[broker]\nstate_dir = ""\n[host]', r"broker.state_dir = '': must be an absolute path"),
+        ("[host]", '[broker]\nrun_dir = "run"\n[host]', r"broker.run_dir = 'run': must be an absolute path"),
+        ("[host]", f'[broker]\nrun_dir = "/{"x" * 88}"\n[host]', r"broker.run_dir = .*: must have at most 88 bytes"),
+    ],
+)
+def test_what_no_machine_has_and_no_path_is_refused(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError, match=said):
+        config.load(written(tmp_path, GOOD.replace(old, new, 1)))

@@ -605,6 +605,17 @@ def test_a_pause_ends_a_shrink_that_was_asked_for() -> None:
     assert not one.track().overdue
 
 
+def test_a_pause_ends_an_unplug_under_way_where_it_stands() -> None:
+    one = One().grown(4)
+    one.answer(reclaim(one.demand(cpu=1000)), AckStatus.DONE, 1000)
+    one.machine.pause("a", True)
+    actions = one.is_now(vm(3))  # the one vCPU that was on its way
+    assert of(RequestVcpus, actions) == []
+    assert [grant.amount for grant in sent(actions)] == [3000]
+    assert (one.reserved.cpu_millicores, one.track().counters.partials) == (3000, 1)
+    assert of(RequestVcpus, one.step(TIMING.unplug_repeat_seconds + 1)) == []
+
+
 @pytest.mark.parametrize("status", [VmStatus.FROZEN, VmStatus.UNREACHABLE])
 def test_nothing_is_decided_about_a_vm_that_does_not_plainly_run(status: VmStatus) -> None:
     one = One().grown(3)
