@@ -46,7 +46,7 @@ class BrokerTable(msgspec.Struct, forbid_unknown_fields=True):
     state_dir: str = "/var/lib/guestd"
     run_dir: str = "/run/guestd-broker"
     port: int = DEFAULT_PORT
-    heartbeat_seconds: float = 10.0
+    heartbeat_seconds: float = 30.0
 
 
 class LimitsTable(msgspec.Struct, forbid_unknown_fields=True):

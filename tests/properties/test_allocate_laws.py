@@ -1,4 +1,4 @@
-"""What holds of every split; that each share is at the exact water level is in unit/broker/core/test_allocate_level.py."""
+"""What holds of every split. (That each share is at the exact water level: test_allocate_level.py.)"""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
