@@ -15,9 +15,9 @@ Weak spots: a guest that promises memory and does not let go of it costs one pro
 time it is asked, with growing pauses between. A CPU that refuses to go is asked for again likewise.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
-from guestd.broker.core import ledger
+from guestd.broker.core import judge, ledger
 from guestd.broker.core.actions import (
     Action,
     HypervisorAction,
@@ -42,7 +42,6 @@ from guestd.model.messages import (
     Heartbeat,
     Hello,
     OrderId,
-    Reason,
     Reclaim,
     ReclaimStage,
     Welcome,
@@ -238,7 +237,7 @@ class BrokerMachine:
 
     def _on_reclaim_answer(self, guest: GuestState, track: Track, ack: Ack, now: float) -> None:
         kind = track.kind
-        if self._must_not_shrink(guest, track):
+        if judge.must_not_shrink(guest, track):
             return
         offered = max(round_up(max(ack.achieved, track.amount), guest.unit(kind)), guest.least(kind))
         if ack.status is not AckStatus.DONE:
@@ -276,24 +275,10 @@ class BrokerMachine:
 
     def wake_at(self, now: float) -> float | None:
         """When to call `next_actions` again if nothing happens before."""
-        return min((at for guest in self.guests.values() for at in self._alarms(guest, now)), default=None)
-
-    def _alarms(self, guest: GuestState, now: float) -> Iterator[float]:
-        if guest.vm is None or guest.vm.status is not VmStatus.RUNNING or not guest.vm_fresh:
-            return
-        if guest.last_seen is not None and not guest.stale(now, self._stale_seconds):
-            yield guest.last_seen + self._stale_seconds + 0.001
-        for track in guest.tracks.values():
-            if track.phase is not Phase.IDLE:
-                yield track.deadline
-            if track.phase is Phase.UNPLUGGING and track.kind is Kind.CPU:
-                yield track.repeat_at
-            for at in (track.grow_after, track.shrink_after):
-                if at > now and track.phase is Phase.IDLE and track.target != track.reserved:
-                    yield at
-            budget_back = track.begun[0] + self.timing.budget_window_seconds if track.begun else 0.0
-            if budget_back > now and len(track.begun) >= self.timing.budget_resizes // 2:
-                yield budget_back
+        return min(
+            (at for guest in self.guests.values() for at in judge.alarms(guest, self.timing, self._stale_seconds, now)),
+            default=None,
+        )
 
     def _follow(self, guest: GuestState, track: Track, now: float) -> None:
         """See how far the resize under way has come, and keep the book."""
@@ -328,7 +313,7 @@ class BrokerMachine:
 
     def _follow_asking(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
         self._reserve(guest, track, vm.held(track.kind))
-        if self._must_not_shrink(guest, track):
+        if judge.must_not_shrink(guest, track):
             self._finish(
                 guest, track, "not asking any more: " + ("paused" if guest.paused else "under memory pressure")
             )
@@ -350,7 +335,7 @@ class BrokerMachine:
             track.counters.shrinks += 1
             track.succeed()
             self._finish(guest, track, f"shrunk to {track.kind.show(held)}")
-        elif self._must_not_shrink(guest, track):
+        elif judge.must_not_shrink(guest, track):
             track.counters.partials += 1
             self._settle(guest, track, "the guest must not shrink now")
         elif held < track.progress:
@@ -407,43 +392,17 @@ class BrokerMachine:
             track = guest.tracks[kind]
             track.target = targets[guest.name]
             track.overdue = track.overdue and track.reserved > track.target
-            track.reason = self._explain(guest, track, now)
-            if self._may_shrink(guest, track, now):
-                self._ask(guest, track, self._shrink_amount(guest, track), ReclaimStage.ASK, now)
-        growing = [guest for guest in self._by_name() if self._may_grow(guest, guest.tracks[kind], now)]
+            track.reason = judge.explain(guest, track, self._stale_seconds, now)
+            if judge.may_shrink(guest, track, self.timing, self._stale_seconds, now):
+                self._ask(guest, track, judge.shrink_amount(guest, track), ReclaimStage.ASK, now)
+        growing = [
+            guest
+            for guest in self._by_name()
+            if judge.may_grow(guest, guest.tracks[kind], self.timing, self._stale_seconds, now)
+        ]
         growing.sort(key=lambda guest: (guest.tracks[kind].reserved / guest.limits.weight.get(kind), guest.name))
         for guest in growing:
             self._grow(guest, guest.tracks[kind], now, capacity)
-
-    def _may_shrink(self, guest: GuestState, track: Track, now: float) -> bool:
-        if guest.why_fixed(now, self._stale_seconds) is not None or guest.demand is None:
-            return False
-        return (
-            track.phase is Phase.IDLE
-            and track.target < track.reserved
-            and now >= track.shrink_after
-            and not (track.kind is Kind.MEMORY and guest.demand.under_memory_pressure)
-            and self._shrink_amount(guest, track) < track.reserved
-            and track.in_budget(now, self.timing, shrinking=True)
-        )
-
-    def _must_not_shrink(self, guest: GuestState, track: Track) -> bool:
-        """Whether a shrink that was begun must not go on: what was known then has changed."""
-        pressed = guest.demand is not None and guest.demand.under_memory_pressure and track.kind is Kind.MEMORY
-        return guest.paused or pressed or (guest.vm is not None and guest.vm.status is not VmStatus.RUNNING)
-
-    def _shrink_amount(self, guest: GuestState, track: Track) -> int:
-        return max(track.target, guest.least(track.kind))
-
-    def _may_grow(self, guest: GuestState, track: Track, now: float) -> bool:
-        if guest.why_fixed(now, self._stale_seconds) is not None or track.overdue or now < track.grow_after:
-            return False
-        if track.phase is Phase.ASKING:
-            return track.target >= track.reserved
-        if track.phase is Phase.UNPLUGGING:
-            return track.kind is Kind.MEMORY and track.target > track.reserved
-        aim = track.amount if track.phase is Phase.PLUGGING else track.reserved
-        return track.target > aim and track.in_budget(now, self.timing, shrinking=False)
 
     def _grow(self, guest: GuestState, track: Track, now: float, capacity: int) -> None:
         if track.phase is Phase.ASKING:
@@ -508,20 +467,6 @@ class BrokerMachine:
             track.order = order
         stage = GrantStage.OFFERED if plugging else GrantStage.SETTLED
         self._out.append(Send(guest.name, guest.session, Grant(order, track.kind, track.reserved, stage)))
-
-    def _explain(self, guest: GuestState, track: Track, now: float) -> Reason:
-        kind, fixed = track.kind, guest.why_fixed(now, self._stale_seconds)
-        if fixed is not None or guest.demand is None:
-            return Reason("fixed", f"keeps {kind.show(track.reserved)}: {fixed}")
-        needed, target = guest.demand.needed.get(kind), track.target
-        low, high = guest.bounds(kind)
-        shown = f"needs {kind.show(needed)}"
-        if target >= round_up(needed, guest.unit(kind)):
-            code = "min" if target == round_up(low, guest.unit(kind)) else "demand"
-            return Reason(code, shown if code == "demand" else f"{shown}, min is {kind.show(low)}")
-        if target == round_down(high, guest.unit(kind)):
-            return Reason("max", f"{shown}, max is {kind.show(high)}")
-        return Reason("share", f"{shown}, its share of a scarce pool is {kind.show(target)}")
 
     # ---- small parts -----------------------------------------------------------------------------
 
