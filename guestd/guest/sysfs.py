@@ -70,13 +70,17 @@ def parse_cpu_list(text: str) -> frozenset[int]:
 
 
 def parse_zones(text: str) -> tuple[int, int, int]:
-    """Pages of `/proc/zoneinfo`: managed in kernel zones, free in kernel zones, managed in ZONE_MOVABLE."""
+    """Pages of `/proc/zoneinfo`: present in kernel zones, free in kernel zones, present in ZONE_MOVABLE.
+
+    Present, not managed: so the kernel's own policy counts the two (mm/memory_hotplug.c,
+    auto_movable_stats_account_zone).
+    """
     kernel = free = movable = 0
     zone = ""
     for line in text.splitlines():
         if line.startswith("Node "):
             zone = line.rpartition(" ")[2]
-        elif line.startswith("        managed"):
+        elif line.startswith("        present"):
             if zone == "Movable":
                 movable += int(line[15:])
             elif zone != "Device":
@@ -92,7 +96,7 @@ def read_cpus(root: Path | str, which: str) -> frozenset[int]:
 
 
 def read_zones(root: Path | str = "/") -> tuple[int, int, int]:
-    """Bytes managed in kernel zones, free in kernel zones, and managed in ZONE_MOVABLE."""
+    """Bytes present in kernel zones, free in kernel zones, and present in ZONE_MOVABLE."""
     page = os.sysconf("SC_PAGE_SIZE")
     kernel, free, movable = parse_zones(_read(Path(root) / "proc/zoneinfo") or "")
     return kernel * page, free * page, movable * page

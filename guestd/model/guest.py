@@ -63,9 +63,9 @@ class Inventory:
     cpus_pinned: frozenset[int] = frozenset()  # isolated, or without an `online` file: never offlined
     block_bytes: int = 0
     blocks: tuple[MemoryBlock, ...] = ()
-    kernel_zone_bytes: int = 0  # managed memory in zones that kernel allocations can use
+    kernel_zone_bytes: int = 0  # memory present in zones that kernel allocations can use
     kernel_free_bytes: int = 0  # free memory in those zones
-    movable_zone_bytes: int = 0  # managed memory in ZONE_MOVABLE
+    movable_zone_bytes: int = 0  # memory present in ZONE_MOVABLE
 
     @property
     def memory_online_bytes(self) -> int:

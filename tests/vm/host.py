@@ -58,6 +58,7 @@ class GuestSpec:
     memory_max_bytes: int = 2560 * MIB
     weight: int = 100
     cid: int = 3
+    boot_memory_bytes: int = 512 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +270,7 @@ class Host:
             await old.stop()
         config = MachineConfig(
             name=name,
+            boot_memory_bytes=spec.boot_memory_bytes,
             max_cpus=spec.cpu_max,
             max_memory_bytes=spec.memory_max_bytes,
             guest_cid=spec.cid,

@@ -221,49 +221,27 @@ async def test_memory_that_cannot_be_moved_ends_a_shrink_in_part(host: Host) -> 
     pin = await host.python(VM, loads.PIN, 1024, 256, "/run/vm-test/pinned")
     async with host.load(VM, pin):
         await host.machines[VM].console.wait_path("/run/vm-test/pinned", 60)
-        begun = time.monotonic()
         peak = (await host.look()).memory(VM)
         ended = await host.until("a shrink ends in part", lambda look: partials(look) > before, 45)
-        settled = await converges(host, "what was achieved is in the book", lambda look: look.memory(VM) > 512 * MIB, 5)
-        look = await host.look(inside=True)
-        held = look.held[VM]
-        assert held.held_bytes == held.plugged_bytes == look.memory(VM)  # nothing more is asked of the guest
-        assert 512 * MIB + 128 * MIB <= held.plugged_bytes < peak
-        assert not look.views[VM].resource(Kind.MEMORY).overdue
-        bounded = time.monotonic() - begun
+
+        def achieved(look: Look) -> bool:
+            held = look.held[VM]
+            kept = 512 * MIB + 256 * MIB  # what is pinned, and less than a block more
+            return (
+                held.held_bytes == held.plugged_bytes == look.memory(VM)  # nothing more is asked of the guest
+                and kept <= held.plugged_bytes < kept + BLOCK_BYTES
+                and not look.views[VM].resource(Kind.MEMORY).overdue
+            )
+
+        settled = await converges(host, "what was achieved is in the book, and no more is asked for", achieved)
+        kept = (await host.look()).held[VM].plugged_bytes
     back = await rests(host)
     await host.shell(VM, "rm /run/vm-test/pinned")
+    assert kept < peak
     print(
-        f"pinned memory: {peak // MIB} MiB shrunk to {held.plugged_bytes // MIB} MiB, no further, after {ended:.1f} s,"
-        f" in the book {settled:.1f} s later ({bounded:.1f} s in all), unpinned and back after {back:.1f} s"
+        f"pinned memory: {peak // MIB} MiB shrunk to {kept // MIB} MiB, no further, after {ended:.1f} s,"
+        f" in the book {settled:.1f} s later, unpinned and back after {back:.1f} s"
     )
-
-
-# ---- 6 -------------------------------------------------------------------------------------------
-
-RULES = """\
-SUBSYSTEM=="memory", ACTION=="add", ATTR{state}="online", RUN+="/usr/bin/touch /run/vm-test/rule-memory"
-SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}="1", RUN+="/usr/bin/touch /run/vm-test/rule-cpu"
-"""
-
-
-async def test_a_udev_rule_that_onlines_by_itself(host: Host) -> None:
-    rules = "/run/udev/rules.d/99-vm-test.rules"
-    await host.put(VM, rules, RULES)
-    since = (await host.shell(VM, "udevadm control --reload; mkdir -p /run/vm-test; date +%s")).strip()
-    log_before = len(host.broker_log)
-    grow = await host.python(VM, loads.GROW, 640, 100, 1000, "/dev/null")
-    async with host.busy(VM, 3), host.load(VM, grow):
-        up = await converges(host, "grown", lambda look: look.cpus(VM) >= 3 and look.memory(VM) >= 896 * MIB)
-        look = await host.look(inside=True)
-        await host.shell(VM, "ls /run/vm-test/rule-memory /run/vm-test/rule-cpu")
-    down = await rests(host)
-    journal = await host.shell(VM, f"journalctl -u guestd -p warning --since=@{since} -q -o cat --no-pager")
-    await host.shell(VM, f"rm {rules}; udevadm control --reload")
-    assert journal == ""
-    assert not [line for line in host.broker_log[log_before:].splitlines() if " error: " in line or "warning: " in line]
-    assert look.views[VM].resource(Kind.CPU).failures == look.views[VM].resource(Kind.MEMORY).failures == 0
-    print(f"udev rule: grown after {up:.1f} s, back after {down:.1f} s, nothing in the journal")
 
 
 # ---- 7, for one VM: who may speak for it ---------------------------------------------------------
@@ -350,3 +328,39 @@ async def test_the_vsock_listener_over_loopback(host: Host) -> None:
         assert ends[case].startswith("UnreachableError")
         assert ends[f"{case} served as"] == []
     print(f"AF_VSOCK listener over loopback: {ends}")
+
+
+# ---- 6, last: what a rule onlines for the kernel may stay ----------------------------------------
+
+RULES = """\
+SUBSYSTEM=="memory", ACTION=="add", ATTR{state}="online", RUN+="/usr/bin/touch /run/vm-test/rule-memory"
+SUBSYSTEM=="cpu", ACTION=="add", ATTR{online}="1", RUN+="/usr/bin/touch /run/vm-test/rule-cpu"
+"""
+
+
+async def test_a_udev_rule_that_onlines_by_itself(host: Host) -> None:
+    rules = "/run/udev/rules.d/99-vm-test.rules"
+    await host.put(VM, rules, RULES)
+    since = (await host.shell(VM, "udevadm control --reload; mkdir -p /run/vm-test; date +%s")).strip()
+    log_before = len(host.broker_log)
+    grow = await host.python(VM, loads.GROW, 640, 100, 1000, "/dev/null")
+    try:
+        async with host.busy(VM, 3), host.load(VM, grow):
+            up = await converges(host, "grown", lambda look: look.cpus(VM) >= 3 and look.memory(VM) >= 896 * MIB)
+            peak = await host.look(inside=True)
+            await host.shell(VM, "ls /run/vm-test/rule-memory /run/vm-test/rule-cpu")
+        # Such a rule onlines to the kernel's zones, so what of it is free again depends on what the kernel put there.
+        down = await converges(
+            host, "shrunk", lambda look: look.cpus(VM) == 1 and look.memory(VM) <= peak.memory(VM) - 2 * BLOCK_BYTES
+        )
+    finally:
+        await host.shell(VM, f"rm {rules}; udevadm control --reload")
+    end = (await host.look()).memory(VM)
+    journal = await host.shell(VM, f"journalctl -u guestd -p warning --since=@{since} -q -o cat --no-pager")
+    assert journal == ""
+    assert not [line for line in host.broker_log[log_before:].splitlines() if " error: " in line or "warning: " in line]
+    assert peak.views[VM].resource(Kind.CPU).failures == peak.views[VM].resource(Kind.MEMORY).failures == 0
+    print(
+        f"udev rule: grown to {peak.memory(VM) // MIB} MiB after {up:.1f} s, {end // MIB} MiB after {down:.1f} s more,"
+        " nothing in the journal"
+    )

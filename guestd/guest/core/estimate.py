@@ -15,7 +15,9 @@ Memory, the law:
 1. The need is what is in use (MemTotal - MemAvailable: page cache that can be dropped does not count),
    plus what the kernel took for itself before MemTotal, plus headroom, plus what the present growth
    will have used up by the time that a plug takes (`horizon_seconds`).
-2. A stall on memory (PSI) asks for a quarter more than there is, whatever the arithmetic says.
+2. A stall on memory (PSI) asks for a quarter more than there is, whatever the arithmetic says: where little
+   is available, or what was dropped is read again (refaults). Tasks also stall, with plenty available,
+   while the kernel moves pages about to unplug memory; that is no want of any.
 3. `floor` is what must stay after a shrink: in use, and half of the headroom.
 4. While the VM is being shrunk the kernel isolates one memory block after the other, and an isolated
    block looks as if it were in use: that much more than before the shrink is not believed.
@@ -23,7 +25,7 @@ Memory, the law:
 6. Growth is what has gone on for two stretches of `trend_seconds`: the mean of the two, but at most twice the
    slower. A jump is no trend.
 
-Weak spots: cache that is worth its memory is not seen (refaults are sampled, not used yet); a program that
+Weak spots: cache that is worth its memory is seen only when tasks stall for want of it; a program that
 allocates everything within one sampling interval is faster than any estimate.
 """
 
@@ -52,6 +54,7 @@ class EstimateSettings:
     trend_seconds: float = 0.1
     moving_bytes_per_second: int = 8 * MIB
     pressure_share: float = 0.05  # of the time in which some task stalls on memory
+    thrashing_pages_per_second: float = 100.0  # refaults: 0.4 MiB/s read again
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +198,8 @@ class MemoryEstimator:
         headroom = max(settings.headroom_min_bytes, round(used * settings.headroom_share))
         needed = kernel_bytes + used + headroom + round(rate * settings.horizon_seconds)
         needed += max(0, needed - held_bytes) // 64  # the memmap of what is to come
-        stalled = self._stalled(now)
+        scarce = sample.memory_available_bytes < max(2 * headroom, sample.memory_total_bytes // 8)
+        stalled = self._stalled(now, scarce)
         moving = rate > settings.moving_bytes_per_second
         if stalled:
             needed = max(needed, held_bytes + held_bytes // 4)
@@ -232,9 +236,11 @@ class MemoryEstimator:
         """The newest sample that is not younger than `at`."""
         return next((entry for entry in reversed(self._history) if entry[0] <= at), None)
 
-    def _stalled(self, now: float) -> bool:
+    def _stalled(self, now: float, scarce: bool) -> bool:
         before_at, before, _ = self._history[0]
         newest, seconds = self._history[-1][1], now - before_at
         if before.memory_some_us is None or newest.memory_some_us is None or seconds <= 0:
             return False
-        return (newest.memory_some_us - before.memory_some_us) / 1e6 / seconds > self._settings.pressure_share
+        thrashing = newest.refaults - before.refaults > self._settings.thrashing_pages_per_second * seconds
+        share = (newest.memory_some_us - before.memory_some_us) / 1e6 / seconds
+        return share > self._settings.pressure_share and (scarce or thrashing)

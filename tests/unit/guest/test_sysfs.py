@@ -18,23 +18,27 @@ ZONEINFO = """Node 0, zone      DMA
         boost    0
         min      33
         spanned  4095
-        present  3998
-        managed  200
+        present  200
+        managed  190
         cma      0
   pagesets
     cpu: 0
               count: 0
 Node 0, zone   Normal
   pages free     1000
-        managed  3000
+        present  3000
+        managed  2900
 Node 0, zone  Movable
   pages free     77
-        managed  500
+        present  500
+        managed  400
 Node 1, zone   Normal
   pages free     10
-        managed  30
+        present  30
+        managed  20
 Node 1, zone   Device
   pages free     9999
+        present  9999
         managed  9999
 """
 

@@ -46,13 +46,16 @@ class Memory:
 
     def __init__(self, total: int = GIB, used: int = 200 * MIB) -> None:
         self.estimator, self.total, self.used, self.now, self.some_us = MemoryEstimator(), total, used, 50.0, 0
-        self.isolated, self.swap, self.psi = 0, 0, True
+        self.isolated, self.swap, self.psi, self.refaults = 0, 0, True, 0
 
-    def run(self, seconds: float, bytes_per_second: float = 0, stalled_share: float = 0) -> MemoryNeed:
+    def run(
+        self, seconds: float, bytes_per_second: float = 0, stalled_share: float = 0, refaults_per_second: float = 0
+    ) -> MemoryNeed:
         for _ in range(round(seconds / STEP_SECONDS)):
             self.now += STEP_SECONDS
             self.used += round(bytes_per_second * STEP_SECONDS)
             self.some_us += round(stalled_share * STEP_SECONDS * 1e6)
+            self.refaults += round(refaults_per_second * STEP_SECONDS)
             need = self.sample()
         return need
 
@@ -63,6 +66,7 @@ class Memory:
             memory_available_bytes=max(0, self.total - self.used),
             swap_used_bytes=self.swap,
             memory_some_us=self.some_us if self.psi else None,
+            refaults=self.refaults,
         )
         return self.estimator.update(sample, 48 * MIB, self.isolated, self.now)
 
@@ -176,8 +180,20 @@ def test_a_jump_is_no_trend() -> None:
     assert need.needed_bytes == (48 + 350 + 96) * MIB
 
 
-def test_a_stall_asks_for_a_quarter_more() -> None:
+def test_a_stall_where_plenty_is_available_and_nothing_is_read_again_is_no_want() -> None:
     memory = Memory()
+    memory.run(8)
+    assert not memory.run(1, stalled_share=0.2).pressure
+
+
+def test_a_stall_with_refaults_is_want_however_much_is_available() -> None:
+    memory = Memory()
+    memory.run(8)
+    assert memory.run(1, stalled_share=0.2, refaults_per_second=1000).pressure
+
+
+def test_a_stall_asks_for_a_quarter_more() -> None:
+    memory = Memory(used=850 * MIB)
     memory.run(8)
     need = memory.run(1, stalled_share=0.2)
     assert (need.pressure, need.urgency, need.reason.code) == (True, Urgency.NOW, "memory-stall")

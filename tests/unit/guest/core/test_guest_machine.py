@@ -54,7 +54,7 @@ class One:
     def __init__(self, cpus: int = 1, blocks: int = 4, capabilities: Iterable[Capability] = ALL) -> None:
         self.now = 100.0
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
-        self.used_bytes, self.memory_some_us, self.epoch = 100 * MIB, 0, 3
+        self.used_bytes, self.memory_some_us, self.refaults, self.epoch = 100 * MIB, 0, 0, 3
         self.machine = GuestMachine(Identity(bytes(16), 1, capabilities=frozenset(capabilities)), self.now)
         self.look()
 
@@ -73,7 +73,7 @@ class One:
     def sample(self) -> None:
         total = len(self.blocks) * BLOCK - 48 * MIB
         busy = dict.fromkeys(self.cpus, 1.0)
-        fields = {"cpu_busy_seconds": busy, "memory_total_bytes": total}
+        fields = {"cpu_busy_seconds": busy, "memory_total_bytes": total, "refaults": self.refaults}
         sample = _sample(**fields, memory_available_bytes=total - self.used_bytes, memory_some_us=self.memory_some_us)
         self.machine.on_sample(sample, self.now)
 
@@ -278,6 +278,7 @@ def test_under_pressure_no_memory_is_given() -> None:
     one.welcome()
     one.order(grant(Kind.MEMORY, 8 * BLOCK))
     one.memory_some_us += 900_000
+    one.refaults += 5000
     one.step(0.3)
     [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
     assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.PRESSURE)
@@ -460,6 +461,7 @@ def test_pressure_is_said_at_once() -> None:
     one = One()
     one.welcome()
     one.memory_some_us += 900_000
+    one.refaults += 5000
     [demand] = said(Demand, one.step(0.3))
     assert (demand.under_memory_pressure, demand.urgency) == (True, Urgency.NOW)
 
