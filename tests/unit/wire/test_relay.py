@@ -211,6 +211,7 @@ async def test_a_relay_that_never_started_can_be_closed(root: Path) -> None:
         raise AssertionError
 
     await DialRelay(root / "relay", dial_host).close()
+    assert not (root / "relay").exists()
 
 
 def test_a_leftover_socket_is_replaced_and_a_bad_path_named(root: Path) -> None:

@@ -510,7 +510,10 @@ def test_an_older_generation_is_welcome_when_nobody_is_there() -> None:
     one = One()
     one.connect(hello(5))
     one.machine.on_disconnected("a", one.session)
+    before = one.session
     one.connect(hello(4))
+    assert one.session > before
+    assert one.machine.guests["a"].connected
 
 
 def test_protocols_must_meet() -> None:

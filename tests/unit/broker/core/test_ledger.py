@@ -31,8 +31,10 @@ def test_reserve_and_overhead_are_not_for_guests() -> None:
 
 
 def test_minimums_that_just_fit_are_admitted() -> None:
-    admit(HOST, {"a": limits(3000, 3 * GIB), "b": limits(4000, 4 * GIB - 256 * MIB)})
     admit(HOST, {})
+    admit(HOST, {"a": limits(3000, 3 * GIB), "b": limits(4000, 4 * GIB - 256 * MIB)})
+    with pytest.raises(AdmissionError):  # and not by a byte more
+        admit(HOST, {"a": limits(3000, 3 * GIB + 1), "b": limits(4000, 4 * GIB - 256 * MIB)})
 
 
 @pytest.mark.parametrize(
