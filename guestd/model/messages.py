@@ -97,17 +97,21 @@ class GrantStage(StrEnum):
 
     OFFERED = "offered"  # reserved, and being plugged
     SETTLED = "settled"  # all of it is the guest's
+    ENDING = "ending"  # the part that is burst ends when `remaining_seconds` are over
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The guest may use `amount` of `kind` (millicores or bytes), for `remaining_seconds` or for good."""
+    """The guest may use `amount` of `kind` (millicores or bytes): `burst` of it for `remaining_seconds` at most, and
+    less when others need their own (preemptible); the rest for good.
+    """
 
     id: OrderId
     kind: Kind
     amount: int
     stage: GrantStage = GrantStage.OFFERED
     remaining_seconds: float | None = None
+    burst: int = 0
 
 
 class ReclaimStage(StrEnum):
@@ -176,5 +180,16 @@ class Heartbeat:
     usable: Usable | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """The host holds the VM's vCPUs back: what the guest cannot see for itself.
+
+    `throttled_permille` is the share of the last second's periods in which its quota was used up.
+    """
+
+    quota_millicores: int
+    throttled_permille: int
+
+
 GuestMessage = Hello | Demand | Ack | Heartbeat
-BrokerMessage = Welcome | Grant | Reclaim | Heartbeat
+BrokerMessage = Welcome | Grant | Reclaim | Throttle | Heartbeat

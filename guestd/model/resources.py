@@ -44,13 +44,25 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a VM may hold: never less than `min`, never more than `max`; `weight` (1..10000, in
-    `cpu_millicores`/`memory_bytes` fields as plain numbers) shares what is scarce.
+    """What a VM may hold, per kind: `min` always, up to `max` for as long as it needs it, and up to `burst`
+    while it has credit.
+
+    The credit is a token bucket: what is held above `max` is taken from it, second by second, and
+    `burst_refill` is added in each second in which nothing is, up to `burst_credit` (resource x seconds:
+    millicore-seconds, byte-seconds). A `burst` of 0 is none. `weight` (1..10000, plain numbers in the fields
+    of the kinds) shares what is scarce.
     """
 
     min: Resources
     max: Resources
     weight: Resources = field(default_factory=lambda: Resources(100, 100))
+    burst: Resources = field(default_factory=Resources)
+    burst_credit: Resources = field(default_factory=Resources)
+    burst_refill: Resources = field(default_factory=Resources)
+
+    def ceiling(self, kind: Kind) -> int:
+        """The most that the VM may ever hold."""
+        return max(self.max.get(kind), self.burst.get(kind))
 
     def problems(self) -> list[str]:
         """Every contradiction in words with the numbers; empty when the limits are sound."""
@@ -63,4 +75,25 @@ class Limits:
                 found.append(f"{kind}: min {kind.show(low)} is above max {kind.show(high)}")
             if not 1 <= weight <= 10_000:
                 found.append(f"{kind}: weight is {weight}, must be within 1..10000")
+            found += self._burst_problems(kind)
+        return found
+
+    def _burst_problems(self, kind: Kind) -> list[str]:
+        high, burst = self.max.get(kind), self.burst.get(kind)
+        credit, refill = self.burst_credit.get(kind), self.burst_refill.get(kind)
+        if burst == 0:
+            return [f"{kind}: burst credit or refill without a burst"] if credit or refill else []
+        found = []
+        if burst <= high:
+            found.append(f"{kind}: burst {kind.show(burst)} is not above max {kind.show(high)}")
+        elif credit < burst - high:
+            found.append(
+                f"{kind}: a burst credit of {kind.show(credit)} x seconds does not last for one second of the "
+                f"burst, {kind.show(burst - high)} above max"
+            )
+        if refill > max(0, burst - high):
+            found.append(
+                f"{kind}: a burst refill of {kind.show(refill)} per second is more than the burst takes, "
+                f"{kind.show(burst - high)}; raise max instead"
+            )
         return found

@@ -71,6 +71,10 @@ class ResourceView:
     refusals: int = 0
     failures: int = 0
     overdue: bool = False
+    burst: int = 0  # of what is reserved, above max
+    burst_credit: int = 0  # resource x seconds
+    quota: int = 0  # CPU time that the host allows; 0: not bound
+    throttled_permille: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,3 +121,9 @@ class LimitsChange:
     memory_min_bytes: int | None = None
     memory_max_bytes: int | None = None
     memory_weight: int | None = None
+    cpu_burst_millicores: int | None = None
+    cpu_burst_credit: int | None = None
+    cpu_burst_refill: int | None = None
+    memory_burst_bytes: int | None = None
+    memory_burst_credit: int | None = None
+    memory_burst_refill: int | None = None

@@ -26,7 +26,7 @@ from guestd.v1 import common_pb2 as guestd_dot_v1_dot_common__pb2
 from guestd.v1 import monitor_pb2 as guestd_dot_v1_dot_monitor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15guestd/v1/admin.proto\x12\tguestd.v1\x1a\x16guestd/v1/common.proto\x1a\x17guestd/v1/monitor.proto\"w\n\x0f\x41\x64\x64GuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06limits\x18\x02 \x01(\x0b\x32\x11.guestd.v1.Limits\x12\x12\n\nqmp_socket\x18\x03 \x01(\t\x12\x0b\n\x03\x63id\x18\x04 \x01(\r\x12\x12\n\nvsock_path\x18\x05 \x01(\t\"3\n\x10\x41\x64\x64GuestResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"\"\n\x12RemoveGuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13RemoveGuestResponse\"\xce\x02\n\x10SetLimitsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x12\x63pu_min_millicores\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1f\n\x12\x63pu_max_millicores\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x17\n\ncpu_weight\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10memory_min_bytes\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x1d\n\x10memory_max_bytes\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1a\n\rmemory_weight\x18\x07 \x01(\rH\x05\x88\x01\x01\x42\x15\n\x13_cpu_min_millicoresB\x15\n\x13_cpu_max_millicoresB\r\n\x0b_cpu_weightB\x13\n\x11_memory_min_bytesB\x13\n\x11_memory_max_bytesB\x10\n\x0e_memory_weight\"4\n\x11SetLimitsResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"\"\n\x12ResetLimitsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x13ResetLimitsResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"!\n\x11PauseGuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x12PauseGuestResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"\"\n\x12ResumeGuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x13ResumeGuestResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest2\xd0\x03\n\x0c\x41\x64minService\x12\x43\n\x08\x41\x64\x64Guest\x12\x1a.guestd.v1.AddGuestRequest\x1a\x1b.guestd.v1.AddGuestResponse\x12L\n\x0bRemoveGuest\x12\x1d.guestd.v1.RemoveGuestRequest\x1a\x1e.guestd.v1.RemoveGuestResponse\x12\x46\n\tSetLimits\x12\x1b.guestd.v1.SetLimitsRequest\x1a\x1c.guestd.v1.SetLimitsResponse\x12L\n\x0bResetLimits\x12\x1d.guestd.v1.ResetLimitsRequest\x1a\x1e.guestd.v1.ResetLimitsResponse\x12I\n\nPauseGuest\x12\x1c.guestd.v1.PauseGuestRequest\x1a\x1d.guestd.v1.PauseGuestResponse\x12L\n\x0bResumeGuest\x12\x1d.guestd.v1.ResumeGuestRequest\x1a\x1e.guestd.v1.ResumeGuestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15guestd/v1/admin.proto\x12\tguestd.v1\x1a\x16guestd/v1/common.proto\x1a\x17guestd/v1/monitor.proto\"w\n\x0f\x41\x64\x64GuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12!\n\x06limits\x18\x02 \x01(\x0b\x32\x11.guestd.v1.Limits\x12\x12\n\nqmp_socket\x18\x03 \x01(\t\x12\x0b\n\x03\x63id\x18\x04 \x01(\r\x12\x12\n\nvsock_path\x18\x05 \x01(\t\"3\n\x10\x41\x64\x64GuestResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"\"\n\x12RemoveGuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x15\n\x13RemoveGuestResponse\"\x9e\x05\n\x10SetLimitsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x12\x63pu_min_millicores\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1f\n\x12\x63pu_max_millicores\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x17\n\ncpu_weight\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x1d\n\x10memory_min_bytes\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x1d\n\x10memory_max_bytes\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x1a\n\rmemory_weight\x18\x07 \x01(\rH\x05\x88\x01\x01\x12!\n\x14\x63pu_burst_millicores\x18\x08 \x01(\x04H\x06\x88\x01\x01\x12\x1d\n\x10\x63pu_burst_credit\x18\t \x01(\x04H\x07\x88\x01\x01\x12\x1d\n\x10\x63pu_burst_refill\x18\n \x01(\x04H\x08\x88\x01\x01\x12\x1f\n\x12memory_burst_bytes\x18\x0b \x01(\x04H\t\x88\x01\x01\x12 \n\x13memory_burst_credit\x18\x0c \x01(\x04H\n\x88\x01\x01\x12 \n\x13memory_burst_refill\x18\r \x01(\x04H\x0b\x88\x01\x01\x42\x15\n\x13_cpu_min_millicoresB\x15\n\x13_cpu_max_millicoresB\r\n\x0b_cpu_weightB\x13\n\x11_memory_min_bytesB\x13\n\x11_memory_max_bytesB\x10\n\x0e_memory_weightB\x17\n\x15_cpu_burst_millicoresB\x13\n\x11_cpu_burst_creditB\x13\n\x11_cpu_burst_refillB\x15\n\x13_memory_burst_bytesB\x16\n\x14_memory_burst_creditB\x16\n\x14_memory_burst_refill\"4\n\x11SetLimitsResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"\"\n\x12ResetLimitsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x13ResetLimitsResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"!\n\x11PauseGuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x12PauseGuestResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest\"\"\n\x12ResumeGuestRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"6\n\x13ResumeGuestResponse\x12\x1f\n\x05guest\x18\x01 \x01(\x0b\x32\x10.guestd.v1.Guest2\xd0\x03\n\x0c\x41\x64minService\x12\x43\n\x08\x41\x64\x64Guest\x12\x1a.guestd.v1.AddGuestRequest\x1a\x1b.guestd.v1.AddGuestResponse\x12L\n\x0bRemoveGuest\x12\x1d.guestd.v1.RemoveGuestRequest\x1a\x1e.guestd.v1.RemoveGuestResponse\x12\x46\n\tSetLimits\x12\x1b.guestd.v1.SetLimitsRequest\x1a\x1c.guestd.v1.SetLimitsResponse\x12L\n\x0bResetLimits\x12\x1d.guestd.v1.ResetLimitsRequest\x1a\x1e.guestd.v1.ResetLimitsResponse\x12I\n\nPauseGuest\x12\x1c.guestd.v1.PauseGuestRequest\x1a\x1d.guestd.v1.PauseGuestResponse\x12L\n\x0bResumeGuest\x12\x1d.guestd.v1.ResumeGuestRequest\x1a\x1e.guestd.v1.ResumeGuestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,21 +42,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REMOVEGUESTRESPONSE']._serialized_start=295
   _globals['_REMOVEGUESTRESPONSE']._serialized_end=316
   _globals['_SETLIMITSREQUEST']._serialized_start=319
-  _globals['_SETLIMITSREQUEST']._serialized_end=653
-  _globals['_SETLIMITSRESPONSE']._serialized_start=655
-  _globals['_SETLIMITSRESPONSE']._serialized_end=707
-  _globals['_RESETLIMITSREQUEST']._serialized_start=709
-  _globals['_RESETLIMITSREQUEST']._serialized_end=743
-  _globals['_RESETLIMITSRESPONSE']._serialized_start=745
-  _globals['_RESETLIMITSRESPONSE']._serialized_end=799
-  _globals['_PAUSEGUESTREQUEST']._serialized_start=801
-  _globals['_PAUSEGUESTREQUEST']._serialized_end=834
-  _globals['_PAUSEGUESTRESPONSE']._serialized_start=836
-  _globals['_PAUSEGUESTRESPONSE']._serialized_end=889
-  _globals['_RESUMEGUESTREQUEST']._serialized_start=891
-  _globals['_RESUMEGUESTREQUEST']._serialized_end=925
-  _globals['_RESUMEGUESTRESPONSE']._serialized_start=927
-  _globals['_RESUMEGUESTRESPONSE']._serialized_end=981
-  _globals['_ADMINSERVICE']._serialized_start=984
-  _globals['_ADMINSERVICE']._serialized_end=1448
+  _globals['_SETLIMITSREQUEST']._serialized_end=989
+  _globals['_SETLIMITSRESPONSE']._serialized_start=991
+  _globals['_SETLIMITSRESPONSE']._serialized_end=1043
+  _globals['_RESETLIMITSREQUEST']._serialized_start=1045
+  _globals['_RESETLIMITSREQUEST']._serialized_end=1079
+  _globals['_RESETLIMITSRESPONSE']._serialized_start=1081
+  _globals['_RESETLIMITSRESPONSE']._serialized_end=1135
+  _globals['_PAUSEGUESTREQUEST']._serialized_start=1137
+  _globals['_PAUSEGUESTREQUEST']._serialized_end=1170
+  _globals['_PAUSEGUESTRESPONSE']._serialized_start=1172
+  _globals['_PAUSEGUESTRESPONSE']._serialized_end=1225
+  _globals['_RESUMEGUESTREQUEST']._serialized_start=1227
+  _globals['_RESUMEGUESTREQUEST']._serialized_end=1261
+  _globals['_RESUMEGUESTRESPONSE']._serialized_start=1263
+  _globals['_RESUMEGUESTRESPONSE']._serialized_end=1317
+  _globals['_ADMINSERVICE']._serialized_start=1320
+  _globals['_ADMINSERVICE']._serialized_end=1784
 # @@protoc_insertion_point(module_scope)

@@ -139,6 +139,12 @@ class SetLimitsRequest(_message.Message):
     MEMORY_MIN_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_MAX_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_WEIGHT_FIELD_NUMBER: _builtins.int
+    CPU_BURST_MILLICORES_FIELD_NUMBER: _builtins.int
+    CPU_BURST_CREDIT_FIELD_NUMBER: _builtins.int
+    CPU_BURST_REFILL_FIELD_NUMBER: _builtins.int
+    MEMORY_BURST_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BURST_CREDIT_FIELD_NUMBER: _builtins.int
+    MEMORY_BURST_REFILL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     cpu_min_millicores: _builtins.int
@@ -153,6 +159,18 @@ class SetLimitsRequest(_message.Message):
     """Bytes."""
     memory_weight: _builtins.int
     """1..10000."""
+    cpu_burst_millicores: _builtins.int
+    """Millicores; 0 for no burst."""
+    cpu_burst_credit: _builtins.int
+    """Millicore-seconds."""
+    cpu_burst_refill: _builtins.int
+    """Millicore-seconds per second."""
+    memory_burst_bytes: _builtins.int
+    """Bytes; 0 for no burst."""
+    memory_burst_credit: _builtins.int
+    """Byte-seconds."""
+    memory_burst_refill: _builtins.int
+    """Byte-seconds per second."""
     def __init__(
         self,
         *,
@@ -163,17 +181,35 @@ class SetLimitsRequest(_message.Message):
         memory_min_bytes: _builtins.int | None = ...,
         memory_max_bytes: _builtins.int | None = ...,
         memory_weight: _builtins.int | None = ...,
+        cpu_burst_millicores: _builtins.int | None = ...,
+        cpu_burst_credit: _builtins.int | None = ...,
+        cpu_burst_refill: _builtins.int | None = ...,
+        memory_burst_bytes: _builtins.int | None = ...,
+        memory_burst_credit: _builtins.int | None = ...,
+        memory_burst_refill: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_max_millicores", b"_cpu_max_millicores", "_cpu_min_millicores", b"_cpu_min_millicores", "_cpu_weight", b"_cpu_weight", "_memory_max_bytes", b"_memory_max_bytes", "_memory_min_bytes", b"_memory_min_bytes", "_memory_weight", b"_memory_weight", "cpu_max_millicores", b"cpu_max_millicores", "cpu_min_millicores", b"cpu_min_millicores", "cpu_weight", b"cpu_weight", "memory_max_bytes", b"memory_max_bytes", "memory_min_bytes", b"memory_min_bytes", "memory_weight", b"memory_weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_burst_credit", b"_cpu_burst_credit", "_cpu_burst_millicores", b"_cpu_burst_millicores", "_cpu_burst_refill", b"_cpu_burst_refill", "_cpu_max_millicores", b"_cpu_max_millicores", "_cpu_min_millicores", b"_cpu_min_millicores", "_cpu_weight", b"_cpu_weight", "_memory_burst_bytes", b"_memory_burst_bytes", "_memory_burst_credit", b"_memory_burst_credit", "_memory_burst_refill", b"_memory_burst_refill", "_memory_max_bytes", b"_memory_max_bytes", "_memory_min_bytes", b"_memory_min_bytes", "_memory_weight", b"_memory_weight", "cpu_burst_credit", b"cpu_burst_credit", "cpu_burst_millicores", b"cpu_burst_millicores", "cpu_burst_refill", b"cpu_burst_refill", "cpu_max_millicores", b"cpu_max_millicores", "cpu_min_millicores", b"cpu_min_millicores", "cpu_weight", b"cpu_weight", "memory_burst_bytes", b"memory_burst_bytes", "memory_burst_credit", b"memory_burst_credit", "memory_burst_refill", b"memory_burst_refill", "memory_max_bytes", b"memory_max_bytes", "memory_min_bytes", b"memory_min_bytes", "memory_weight", b"memory_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_max_millicores", b"_cpu_max_millicores", "_cpu_min_millicores", b"_cpu_min_millicores", "_cpu_weight", b"_cpu_weight", "_memory_max_bytes", b"_memory_max_bytes", "_memory_min_bytes", b"_memory_min_bytes", "_memory_weight", b"_memory_weight", "cpu_max_millicores", b"cpu_max_millicores", "cpu_min_millicores", b"cpu_min_millicores", "cpu_weight", b"cpu_weight", "memory_max_bytes", b"memory_max_bytes", "memory_min_bytes", b"memory_min_bytes", "memory_weight", b"memory_weight", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_burst_credit", b"_cpu_burst_credit", "_cpu_burst_millicores", b"_cpu_burst_millicores", "_cpu_burst_refill", b"_cpu_burst_refill", "_cpu_max_millicores", b"_cpu_max_millicores", "_cpu_min_millicores", b"_cpu_min_millicores", "_cpu_weight", b"_cpu_weight", "_memory_burst_bytes", b"_memory_burst_bytes", "_memory_burst_credit", b"_memory_burst_credit", "_memory_burst_refill", b"_memory_burst_refill", "_memory_max_bytes", b"_memory_max_bytes", "_memory_min_bytes", b"_memory_min_bytes", "_memory_weight", b"_memory_weight", "cpu_burst_credit", b"cpu_burst_credit", "cpu_burst_millicores", b"cpu_burst_millicores", "cpu_burst_refill", b"cpu_burst_refill", "cpu_max_millicores", b"cpu_max_millicores", "cpu_min_millicores", b"cpu_min_millicores", "cpu_weight", b"cpu_weight", "memory_burst_bytes", b"memory_burst_bytes", "memory_burst_credit", b"memory_burst_credit", "memory_burst_refill", b"memory_burst_refill", "memory_max_bytes", b"memory_max_bytes", "memory_min_bytes", b"memory_min_bytes", "memory_weight", b"memory_weight", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_burst_credit: _TypeAlias = _typing.Literal["cpu_burst_credit"]  # noqa: Y015
+    _WhichOneofArgType__cpu_burst_credit: _TypeAlias = _typing.Literal["_cpu_burst_credit", b"_cpu_burst_credit"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_burst_millicores: _TypeAlias = _typing.Literal["cpu_burst_millicores"]  # noqa: Y015
+    _WhichOneofArgType__cpu_burst_millicores: _TypeAlias = _typing.Literal["_cpu_burst_millicores", b"_cpu_burst_millicores"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_burst_refill: _TypeAlias = _typing.Literal["cpu_burst_refill"]  # noqa: Y015
+    _WhichOneofArgType__cpu_burst_refill: _TypeAlias = _typing.Literal["_cpu_burst_refill", b"_cpu_burst_refill"]  # noqa: Y015
     _WhichOneofReturnType__cpu_max_millicores: _TypeAlias = _typing.Literal["cpu_max_millicores"]  # noqa: Y015
     _WhichOneofArgType__cpu_max_millicores: _TypeAlias = _typing.Literal["_cpu_max_millicores", b"_cpu_max_millicores"]  # noqa: Y015
     _WhichOneofReturnType__cpu_min_millicores: _TypeAlias = _typing.Literal["cpu_min_millicores"]  # noqa: Y015
     _WhichOneofArgType__cpu_min_millicores: _TypeAlias = _typing.Literal["_cpu_min_millicores", b"_cpu_min_millicores"]  # noqa: Y015
     _WhichOneofReturnType__cpu_weight: _TypeAlias = _typing.Literal["cpu_weight"]  # noqa: Y015
     _WhichOneofArgType__cpu_weight: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight"]  # noqa: Y015
+    _WhichOneofReturnType__memory_burst_bytes: _TypeAlias = _typing.Literal["memory_burst_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_burst_bytes: _TypeAlias = _typing.Literal["_memory_burst_bytes", b"_memory_burst_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_burst_credit: _TypeAlias = _typing.Literal["memory_burst_credit"]  # noqa: Y015
+    _WhichOneofArgType__memory_burst_credit: _TypeAlias = _typing.Literal["_memory_burst_credit", b"_memory_burst_credit"]  # noqa: Y015
+    _WhichOneofReturnType__memory_burst_refill: _TypeAlias = _typing.Literal["memory_burst_refill"]  # noqa: Y015
+    _WhichOneofArgType__memory_burst_refill: _TypeAlias = _typing.Literal["_memory_burst_refill", b"_memory_burst_refill"]  # noqa: Y015
     _WhichOneofReturnType__memory_max_bytes: _TypeAlias = _typing.Literal["memory_max_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_max_bytes: _TypeAlias = _typing.Literal["_memory_max_bytes", b"_memory_max_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_min_bytes: _TypeAlias = _typing.Literal["memory_min_bytes"]  # noqa: Y015
@@ -181,11 +217,23 @@ class SetLimitsRequest(_message.Message):
     _WhichOneofReturnType__memory_weight: _TypeAlias = _typing.Literal["memory_weight"]  # noqa: Y015
     _WhichOneofArgType__memory_weight: _TypeAlias = _typing.Literal["_memory_weight", b"_memory_weight"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_burst_credit) -> _WhichOneofReturnType__cpu_burst_credit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_burst_millicores) -> _WhichOneofReturnType__cpu_burst_millicores | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_burst_refill) -> _WhichOneofReturnType__cpu_burst_refill | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_max_millicores) -> _WhichOneofReturnType__cpu_max_millicores | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_min_millicores) -> _WhichOneofReturnType__cpu_min_millicores | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_weight) -> _WhichOneofReturnType__cpu_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_burst_bytes) -> _WhichOneofReturnType__memory_burst_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_burst_credit) -> _WhichOneofReturnType__memory_burst_credit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_burst_refill) -> _WhichOneofReturnType__memory_burst_refill | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_max_bytes) -> _WhichOneofReturnType__memory_max_bytes | None: ...
     @_typing.overload

@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16guestd/v1/common.proto\x12\tguestd.v1\"9\n\tResources\x12\x16\n\x0e\x63pu_millicores\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\"t\n\x06Limits\x12!\n\x03min\x18\x01 \x01(\x0b\x32\x14.guestd.v1.Resources\x12!\n\x03max\x18\x02 \x01(\x0b\x32\x14.guestd.v1.Resources\x12$\n\x06weight\x18\x03 \x01(\x0b\x32\x14.guestd.v1.Resources\"$\n\x06Reason\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x8a\x01\n\x06Usable\x12\x14\n\x0cvcpus_online\x18\x01 \x01(\r\x12\x15\n\rvcpus_present\x18\x02 \x01(\r\x12\x1b\n\x13memory_online_bytes\x18\x03 \x01(\x04\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12memory_block_bytes\x18\x05 \x01(\x04*^\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11RESOURCE_KIND_CPU\x10\x01\x12\x18\n\x14RESOURCE_KIND_MEMORY\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16guestd/v1/common.proto\x12\tguestd.v1\"9\n\tResources\x12\x16\n\x0e\x63pu_millicores\x18\x01 \x01(\x04\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\"\xf1\x01\n\x06Limits\x12!\n\x03min\x18\x01 \x01(\x0b\x32\x14.guestd.v1.Resources\x12!\n\x03max\x18\x02 \x01(\x0b\x32\x14.guestd.v1.Resources\x12$\n\x06weight\x18\x03 \x01(\x0b\x32\x14.guestd.v1.Resources\x12#\n\x05\x62urst\x18\x04 \x01(\x0b\x32\x14.guestd.v1.Resources\x12*\n\x0c\x62urst_credit\x18\x05 \x01(\x0b\x32\x14.guestd.v1.Resources\x12*\n\x0c\x62urst_refill\x18\x06 \x01(\x0b\x32\x14.guestd.v1.Resources\"$\n\x06Reason\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x8a\x01\n\x06Usable\x12\x14\n\x0cvcpus_online\x18\x01 \x01(\r\x12\x15\n\rvcpus_present\x18\x02 \x01(\r\x12\x1b\n\x13memory_online_bytes\x18\x03 \x01(\x04\x12\x1a\n\x12memory_total_bytes\x18\x04 \x01(\x04\x12\x1a\n\x12memory_block_bytes\x18\x05 \x01(\x04*^\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11RESOURCE_KIND_CPU\x10\x01\x12\x18\n\x14RESOURCE_KIND_MEMORY\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'guestd.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESOURCEKIND']._serialized_start=393
-  _globals['_RESOURCEKIND']._serialized_end=487
+  _globals['_RESOURCEKIND']._serialized_start=519
+  _globals['_RESOURCEKIND']._serialized_end=613
   _globals['_RESOURCES']._serialized_start=37
   _globals['_RESOURCES']._serialized_end=94
-  _globals['_LIMITS']._serialized_start=96
-  _globals['_LIMITS']._serialized_end=212
-  _globals['_REASON']._serialized_start=214
-  _globals['_REASON']._serialized_end=250
-  _globals['_USABLE']._serialized_start=253
-  _globals['_USABLE']._serialized_end=391
+  _globals['_LIMITS']._serialized_start=97
+  _globals['_LIMITS']._serialized_end=338
+  _globals['_REASON']._serialized_start=340
+  _globals['_REASON']._serialized_end=376
+  _globals['_USABLE']._serialized_start=379
+  _globals['_USABLE']._serialized_end=517
 # @@protoc_insertion_point(module_scope)

@@ -80,13 +80,16 @@ class Limits(_message.Message):
     MIN_FIELD_NUMBER: _builtins.int
     MAX_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    BURST_CREDIT_FIELD_NUMBER: _builtins.int
+    BURST_REFILL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def min(self) -> Global___Resources:
         """Always there for the VM. Above 0 and not above max."""
 
     @_builtins.property
     def max(self) -> Global___Resources:
-        """Never exceeded by a new grant."""
+        """Never exceeded for longer than the burst credit lasts."""
 
     @_builtins.property
     def weight(self) -> Global___Resources:
@@ -94,16 +97,33 @@ class Limits(_message.Message):
         unit, in the fields of the kind that they are for.
         """
 
+    @_builtins.property
+    def burst(self) -> Global___Resources:
+        """Ceiling above max while there is credit; 0 for a kind without burst."""
+
+    @_builtins.property
+    def burst_credit(self) -> Global___Resources:
+        """Size of the token bucket in resource x seconds: millicore-seconds and byte-seconds. What is held above
+        max is taken from it in each second.
+        """
+
+    @_builtins.property
+    def burst_refill(self) -> Global___Resources:
+        """What flows back in each second without a burst, at most burst - max."""
+
     def __init__(
         self,
         *,
         min: Global___Resources | None = ...,
         max: Global___Resources | None = ...,
         weight: Global___Resources | None = ...,
+        burst: Global___Resources | None = ...,
+        burst_credit: Global___Resources | None = ...,
+        burst_refill: Global___Resources | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "min", b"min", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "burst_credit", b"burst_credit", "burst_refill", b"burst_refill", "max", b"max", "min", b"min", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "min", b"min", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "burst_credit", b"burst_credit", "burst_refill", b"burst_refill", "max", b"max", "min", b"min", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,45 +26,47 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from guestd.v1 import common_pb2 as guestd_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15guestd/v1/guest.proto\x12\tguestd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16guestd/v1/common.proto\"\xaf\x01\n\x10NegotiateRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.guestd.v1.HelloH\x00\x12#\n\x06\x64\x65mand\x18\x02 \x01(\x0b\x32\x11.guestd.v1.DemandH\x00\x12\x1d\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0e.guestd.v1.AckH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.guestd.v1.HeartbeatH\x00\x42\t\n\x07message\"\xba\x01\n\x11NegotiateResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.guestd.v1.WelcomeH\x00\x12!\n\x05grant\x18\x02 \x01(\x0b\x32\x10.guestd.v1.GrantH\x00\x12%\n\x07reclaim\x18\x03 \x01(\x0b\x32\x12.guestd.v1.ReclaimH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.guestd.v1.HeartbeatH\x00\x42\t\n\x07message\"\xf8\x01\n\x05Hello\x12\x14\n\x0cprotocol_min\x18\x01 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x02 \x01(\r\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x10\n\x08hostname\x18\x04 \x01(\t\x12\x0e\n\x06kernel\x18\x05 \x01(\t\x12+\n\x0c\x63\x61pabilities\x18\x06 \x03(\x0e\x32\x15.guestd.v1.Capability\x12\x0f\n\x07\x62oot_id\x18\x07 \x01(\x0c\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12!\n\x06usable\x18\t \x01(\x0b\x32\x11.guestd.v1.Usable\x12\x15\n\rlast_revision\x18\n \x01(\x04\"\x8a\x01\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05guest\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x06limits\x18\x05 \x01(\x0b\x32\x11.guestd.v1.Limits\"\xc9\x02\n\x06\x44\x65mand\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12$\n\x06needed\x18\x02 \x01(\x0b\x32\x14.guestd.v1.Resources\x12#\n\x05\x66loor\x18\x03 \x01(\x0b\x32\x14.guestd.v1.Resources\x12\x1f\n\x17\x61\x63\x63\x65ptable_memory_bytes\x18\x04 \x01(\x04\x12#\n\x07urgency\x18\x05 \x01(\x0e\x32\x12.guestd.v1.Urgency\x12\"\n\x07reasons\x18\x06 \x03(\x0b\x32\x11.guestd.v1.Reason\x12!\n\x06usable\x18\x07 \x01(\x0b\x32\x11.guestd.v1.Usable\x12\x19\n\x11memory_used_bytes\x18\x08 \x01(\x04\x12\x1b\n\x13\x63pu_used_millicores\x18\t \x01(\x04\x12\x1d\n\x15under_memory_pressure\x18\n \x01(\x08\">\n\x07OrderId\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xc5\x01\n\x05Grant\x12\x1e\n\x02id\x18\x01 \x01(\x0b\x32\x12.guestd.v1.OrderId\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.guestd.v1.ResourceKind\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x04\x12$\n\x05stage\x18\x04 \x01(\x0e\x32\x15.guestd.v1.GrantStage\x12\x31\n\tremaining\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x42\x0c\n\n_remaining\"\xd9\x01\n\x07Reclaim\x12\x1e\n\x02id\x18\x01 \x01(\x0b\x32\x12.guestd.v1.OrderId\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.guestd.v1.ResourceKind\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x04\x12&\n\x05stage\x18\x04 \x01(\x0e\x32\x17.guestd.v1.ReclaimStage\x12,\n\tremaining\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x06reason\x18\x06 \x01(\x0b\x32\x11.guestd.v1.Reason\"\x90\x02\n\x03\x41\x63k\x12\x1e\n\x02id\x18\x01 \x01(\x0b\x32\x12.guestd.v1.OrderId\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.guestd.v1.ResourceKind\x12$\n\x06status\x18\x03 \x01(\x0e\x32\x14.guestd.v1.AckStatus\x12\x10\n\x08\x61\x63hieved\x18\x04 \x01(\x04\x12)\n\x07refusal\x18\x05 \x01(\x0e\x32\x18.guestd.v1.RefusalReason\x12\x0c\n\x04text\x18\x06 \x01(\t\x12.\n\x0bretry_after\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x06usable\x18\x08 \x01(\x0b\x32\x11.guestd.v1.Usable\".\n\tHeartbeat\x12!\n\x06usable\x18\x01 \x01(\x0b\x32\x11.guestd.v1.Usable*\xc0\x01\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41PABILITY_CPU_ONLINE\x10\x01\x12\x1c\n\x18\x43\x41PABILITY_MEMORY_ONLINE\x10\x02\x12\x19\n\x15\x43\x41PABILITY_VIRTIO_MEM\x10\x03\x12\x16\n\x12\x43\x41PABILITY_BALLOON\x10\x04\x12\x12\n\x0e\x43\x41PABILITY_PSI\x10\x05\x12\x16\n\x12\x43\x41PABILITY_DRY_RUN\x10\x06*Y\n\x07Urgency\x12\x17\n\x13URGENCY_UNSPECIFIED\x10\x00\x12\x12\n\x0eURGENCY_NORMAL\x10\x01\x12\x10\n\x0cURGENCY_SOON\x10\x02\x12\x0f\n\x0bURGENCY_NOW\x10\x03*[\n\nGrantStage\x12\x1b\n\x17GRANT_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13GRANT_STAGE_OFFERED\x10\x01\x12\x17\n\x13GRANT_STAGE_SETTLED\x10\x02*w\n\x0cReclaimStage\x12\x1d\n\x19RECLAIM_STAGE_UNSPECIFIED\x10\x00\x12\x15\n\x11RECLAIM_STAGE_ASK\x10\x01\x12\x16\n\x12RECLAIM_STAGE_URGE\x10\x02\x12\x19\n\x15RECLAIM_STAGE_OVERDUE\x10\x03*l\n\tAckStatus\x12\x1a\n\x16\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41\x43K_STATUS_DONE\x10\x01\x12\x16\n\x12\x41\x43K_STATUS_PARTIAL\x10\x02\x12\x16\n\x12\x41\x43K_STATUS_REFUSED\x10\x03*\xa8\x02\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15REFUSAL_REASON_IN_USE\x10\x01\x12\x19\n\x15REFUSAL_REASON_PINNED\x10\x02\x12\x1b\n\x17REFUSAL_REASON_PRESSURE\x10\x03\x12\x17\n\x13REFUSAL_REASON_BUSY\x10\x04\x12\x1a\n\x16REFUSAL_REASON_TIMEOUT\x10\x05\x12\x1e\n\x1aREFUSAL_REASON_UNSUPPORTED\x10\x06\x12\x18\n\x14REFUSAL_REASON_STALE\x10\x07\x12\x19\n\x15REFUSAL_REASON_FAILED\x10\x08\x12\x1a\n\x16REFUSAL_REASON_DRY_RUN\x10\t2Z\n\x0cGuestService\x12J\n\tNegotiate\x12\x1b.guestd.v1.NegotiateRequest\x1a\x1c.guestd.v1.NegotiateResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15guestd/v1/guest.proto\x12\tguestd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x16guestd/v1/common.proto\"\xaf\x01\n\x10NegotiateRequest\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.guestd.v1.HelloH\x00\x12#\n\x06\x64\x65mand\x18\x02 \x01(\x0b\x32\x11.guestd.v1.DemandH\x00\x12\x1d\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x0e.guestd.v1.AckH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.guestd.v1.HeartbeatH\x00\x42\t\n\x07message\"\xe3\x01\n\x11NegotiateResponse\x12%\n\x07welcome\x18\x01 \x01(\x0b\x32\x12.guestd.v1.WelcomeH\x00\x12!\n\x05grant\x18\x02 \x01(\x0b\x32\x10.guestd.v1.GrantH\x00\x12%\n\x07reclaim\x18\x03 \x01(\x0b\x32\x12.guestd.v1.ReclaimH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.guestd.v1.HeartbeatH\x00\x12\'\n\x08throttle\x18\x05 \x01(\x0b\x32\x13.guestd.v1.ThrottleH\x00\x42\t\n\x07message\"\xf8\x01\n\x05Hello\x12\x14\n\x0cprotocol_min\x18\x01 \x01(\r\x12\x14\n\x0cprotocol_max\x18\x02 \x01(\r\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x10\n\x08hostname\x18\x04 \x01(\t\x12\x0e\n\x06kernel\x18\x05 \x01(\t\x12+\n\x0c\x63\x61pabilities\x18\x06 \x03(\x0e\x32\x15.guestd.v1.Capability\x12\x0f\n\x07\x62oot_id\x18\x07 \x01(\x0c\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12!\n\x06usable\x18\t \x01(\x0b\x32\x11.guestd.v1.Usable\x12\x15\n\rlast_revision\x18\n \x01(\x04\"\x8a\x01\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\r\n\x05guest\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x06limits\x18\x05 \x01(\x0b\x32\x11.guestd.v1.Limits\"\xc9\x02\n\x06\x44\x65mand\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12$\n\x06needed\x18\x02 \x01(\x0b\x32\x14.guestd.v1.Resources\x12#\n\x05\x66loor\x18\x03 \x01(\x0b\x32\x14.guestd.v1.Resources\x12\x1f\n\x17\x61\x63\x63\x65ptable_memory_bytes\x18\x04 \x01(\x04\x12#\n\x07urgency\x18\x05 \x01(\x0e\x32\x12.guestd.v1.Urgency\x12\"\n\x07reasons\x18\x06 \x03(\x0b\x32\x11.guestd.v1.Reason\x12!\n\x06usable\x18\x07 \x01(\x0b\x32\x11.guestd.v1.Usable\x12\x19\n\x11memory_used_bytes\x18\x08 \x01(\x04\x12\x1b\n\x13\x63pu_used_millicores\x18\t \x01(\x04\x12\x1d\n\x15under_memory_pressure\x18\n \x01(\x08\">\n\x07OrderId\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\"\xd4\x01\n\x05Grant\x12\x1e\n\x02id\x18\x01 \x01(\x0b\x32\x12.guestd.v1.OrderId\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.guestd.v1.ResourceKind\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x04\x12$\n\x05stage\x18\x04 \x01(\x0e\x32\x15.guestd.v1.GrantStage\x12\x31\n\tremaining\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x88\x01\x01\x12\r\n\x05\x62urst\x18\x06 \x01(\x04\x42\x0c\n\n_remaining\"\xd9\x01\n\x07Reclaim\x12\x1e\n\x02id\x18\x01 \x01(\x0b\x32\x12.guestd.v1.OrderId\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.guestd.v1.ResourceKind\x12\x0e\n\x06\x61mount\x18\x03 \x01(\x04\x12&\n\x05stage\x18\x04 \x01(\x0e\x32\x17.guestd.v1.ReclaimStage\x12,\n\tremaining\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x06reason\x18\x06 \x01(\x0b\x32\x11.guestd.v1.Reason\"\x90\x02\n\x03\x41\x63k\x12\x1e\n\x02id\x18\x01 \x01(\x0b\x32\x12.guestd.v1.OrderId\x12%\n\x04kind\x18\x02 \x01(\x0e\x32\x17.guestd.v1.ResourceKind\x12$\n\x06status\x18\x03 \x01(\x0e\x32\x14.guestd.v1.AckStatus\x12\x10\n\x08\x61\x63hieved\x18\x04 \x01(\x04\x12)\n\x07refusal\x18\x05 \x01(\x0e\x32\x18.guestd.v1.RefusalReason\x12\x0c\n\x04text\x18\x06 \x01(\t\x12.\n\x0bretry_after\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12!\n\x06usable\x18\x08 \x01(\x0b\x32\x11.guestd.v1.Usable\"@\n\x08Throttle\x12\x18\n\x10quota_millicores\x18\x01 \x01(\x04\x12\x1a\n\x12throttled_permille\x18\x02 \x01(\r\".\n\tHeartbeat\x12!\n\x06usable\x18\x01 \x01(\x0b\x32\x11.guestd.v1.Usable*\xc0\x01\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41PABILITY_CPU_ONLINE\x10\x01\x12\x1c\n\x18\x43\x41PABILITY_MEMORY_ONLINE\x10\x02\x12\x19\n\x15\x43\x41PABILITY_VIRTIO_MEM\x10\x03\x12\x16\n\x12\x43\x41PABILITY_BALLOON\x10\x04\x12\x12\n\x0e\x43\x41PABILITY_PSI\x10\x05\x12\x16\n\x12\x43\x41PABILITY_DRY_RUN\x10\x06*Y\n\x07Urgency\x12\x17\n\x13URGENCY_UNSPECIFIED\x10\x00\x12\x12\n\x0eURGENCY_NORMAL\x10\x01\x12\x10\n\x0cURGENCY_SOON\x10\x02\x12\x0f\n\x0bURGENCY_NOW\x10\x03*s\n\nGrantStage\x12\x1b\n\x17GRANT_STAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13GRANT_STAGE_OFFERED\x10\x01\x12\x17\n\x13GRANT_STAGE_SETTLED\x10\x02\x12\x16\n\x12GRANT_STAGE_ENDING\x10\x03*w\n\x0cReclaimStage\x12\x1d\n\x19RECLAIM_STAGE_UNSPECIFIED\x10\x00\x12\x15\n\x11RECLAIM_STAGE_ASK\x10\x01\x12\x16\n\x12RECLAIM_STAGE_URGE\x10\x02\x12\x19\n\x15RECLAIM_STAGE_OVERDUE\x10\x03*l\n\tAckStatus\x12\x1a\n\x16\x41\x43K_STATUS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41\x43K_STATUS_DONE\x10\x01\x12\x16\n\x12\x41\x43K_STATUS_PARTIAL\x10\x02\x12\x16\n\x12\x41\x43K_STATUS_REFUSED\x10\x03*\xa8\x02\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15REFUSAL_REASON_IN_USE\x10\x01\x12\x19\n\x15REFUSAL_REASON_PINNED\x10\x02\x12\x1b\n\x17REFUSAL_REASON_PRESSURE\x10\x03\x12\x17\n\x13REFUSAL_REASON_BUSY\x10\x04\x12\x1a\n\x16REFUSAL_REASON_TIMEOUT\x10\x05\x12\x1e\n\x1aREFUSAL_REASON_UNSUPPORTED\x10\x06\x12\x18\n\x14REFUSAL_REASON_STALE\x10\x07\x12\x19\n\x15REFUSAL_REASON_FAILED\x10\x08\x12\x1a\n\x16REFUSAL_REASON_DRY_RUN\x10\t2Z\n\x0cGuestService\x12J\n\tNegotiate\x12\x1b.guestd.v1.NegotiateRequest\x1a\x1c.guestd.v1.NegotiateResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'guestd.v1.guest_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CAPABILITY']._serialized_start=1991
-  _globals['_CAPABILITY']._serialized_end=2183
-  _globals['_URGENCY']._serialized_start=2185
-  _globals['_URGENCY']._serialized_end=2274
-  _globals['_GRANTSTAGE']._serialized_start=2276
-  _globals['_GRANTSTAGE']._serialized_end=2367
-  _globals['_RECLAIMSTAGE']._serialized_start=2369
-  _globals['_RECLAIMSTAGE']._serialized_end=2488
-  _globals['_ACKSTATUS']._serialized_start=2490
-  _globals['_ACKSTATUS']._serialized_end=2598
-  _globals['_REFUSALREASON']._serialized_start=2601
-  _globals['_REFUSALREASON']._serialized_end=2897
+  _globals['_CAPABILITY']._serialized_start=2113
+  _globals['_CAPABILITY']._serialized_end=2305
+  _globals['_URGENCY']._serialized_start=2307
+  _globals['_URGENCY']._serialized_end=2396
+  _globals['_GRANTSTAGE']._serialized_start=2398
+  _globals['_GRANTSTAGE']._serialized_end=2513
+  _globals['_RECLAIMSTAGE']._serialized_start=2515
+  _globals['_RECLAIMSTAGE']._serialized_end=2634
+  _globals['_ACKSTATUS']._serialized_start=2636
+  _globals['_ACKSTATUS']._serialized_end=2744
+  _globals['_REFUSALREASON']._serialized_start=2747
+  _globals['_REFUSALREASON']._serialized_end=3043
   _globals['_NEGOTIATEREQUEST']._serialized_start=93
   _globals['_NEGOTIATEREQUEST']._serialized_end=268
   _globals['_NEGOTIATERESPONSE']._serialized_start=271
-  _globals['_NEGOTIATERESPONSE']._serialized_end=457
-  _globals['_HELLO']._serialized_start=460
-  _globals['_HELLO']._serialized_end=708
-  _globals['_WELCOME']._serialized_start=711
-  _globals['_WELCOME']._serialized_end=849
-  _globals['_DEMAND']._serialized_start=852
-  _globals['_DEMAND']._serialized_end=1181
-  _globals['_ORDERID']._serialized_start=1183
-  _globals['_ORDERID']._serialized_end=1245
-  _globals['_GRANT']._serialized_start=1248
-  _globals['_GRANT']._serialized_end=1445
-  _globals['_RECLAIM']._serialized_start=1448
-  _globals['_RECLAIM']._serialized_end=1665
-  _globals['_ACK']._serialized_start=1668
-  _globals['_ACK']._serialized_end=1940
-  _globals['_HEARTBEAT']._serialized_start=1942
-  _globals['_HEARTBEAT']._serialized_end=1988
-  _globals['_GUESTSERVICE']._serialized_start=2899
-  _globals['_GUESTSERVICE']._serialized_end=2989
+  _globals['_NEGOTIATERESPONSE']._serialized_end=498
+  _globals['_HELLO']._serialized_start=501
+  _globals['_HELLO']._serialized_end=749
+  _globals['_WELCOME']._serialized_start=752
+  _globals['_WELCOME']._serialized_end=890
+  _globals['_DEMAND']._serialized_start=893
+  _globals['_DEMAND']._serialized_end=1222
+  _globals['_ORDERID']._serialized_start=1224
+  _globals['_ORDERID']._serialized_end=1286
+  _globals['_GRANT']._serialized_start=1289
+  _globals['_GRANT']._serialized_end=1501
+  _globals['_RECLAIM']._serialized_start=1504
+  _globals['_RECLAIM']._serialized_end=1721
+  _globals['_ACK']._serialized_start=1724
+  _globals['_ACK']._serialized_end=1996
+  _globals['_THROTTLE']._serialized_start=1998
+  _globals['_THROTTLE']._serialized_end=2062
+  _globals['_HEARTBEAT']._serialized_start=2064
+  _globals['_HEARTBEAT']._serialized_end=2110
+  _globals['_GUESTSERVICE']._serialized_start=3045
+  _globals['_GUESTSERVICE']._serialized_end=3135
 # @@protoc_insertion_point(module_scope)

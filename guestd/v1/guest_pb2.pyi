@@ -106,6 +106,8 @@ class _GrantStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GrantStage
     """Reserved, and being plugged: bring online what arrives."""
     GRANT_STAGE_SETTLED: _GrantStage.ValueType  # 2
     """All of it is the guest's."""
+    GRANT_STAGE_ENDING: _GrantStage.ValueType  # 3
+    """The burst in it ends when the remaining time is over."""
 
 class GrantStage(_GrantStage, metaclass=_GrantStageEnumTypeWrapper):
     """How far along a grant is."""
@@ -116,6 +118,8 @@ GRANT_STAGE_OFFERED: GrantStage.ValueType  # 1
 """Reserved, and being plugged: bring online what arrives."""
 GRANT_STAGE_SETTLED: GrantStage.ValueType  # 2
 """All of it is the guest's."""
+GRANT_STAGE_ENDING: GrantStage.ValueType  # 3
+"""The burst in it ends when the remaining time is over."""
 Global___GrantStage: _TypeAlias = GrantStage  # noqa: Y015
 
 class _ReclaimStage:
@@ -280,6 +284,7 @@ class NegotiateResponse(_message.Message):
     GRANT_FIELD_NUMBER: _builtins.int
     RECLAIM_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    THROTTLE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """First, and only once."""
@@ -296,6 +301,10 @@ class NegotiateResponse(_message.Message):
     def heartbeat(self) -> Global___Heartbeat:
         """A sign of life."""
 
+    @_builtins.property
+    def throttle(self) -> Global___Throttle:
+        """The host holds the VM's vCPUs back."""
+
     def __init__(
         self,
         *,
@@ -303,12 +312,13 @@ class NegotiateResponse(_message.Message):
         grant: Global___Grant | None = ...,
         reclaim: Global___Reclaim | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
+        throttle: Global___Throttle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "heartbeat", b"heartbeat", "message", b"message", "reclaim", b"reclaim", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "heartbeat", b"heartbeat", "message", b"message", "reclaim", b"reclaim", "throttle", b"throttle", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "heartbeat", b"heartbeat", "message", b"message", "reclaim", b"reclaim", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant", b"grant", "heartbeat", b"heartbeat", "message", b"message", "reclaim", b"reclaim", "throttle", b"throttle", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "grant", "reclaim", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "grant", "reclaim", "heartbeat", "throttle"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -525,20 +535,25 @@ class Grant(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     STAGE_FIELD_NUMBER: _builtins.int
     REMAINING_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
     kind: _common_pb2.ResourceKind.ValueType
     """What it is about."""
     amount: _builtins.int
     """The whole amount granted, millicores or bytes."""
     stage: Global___GrantStage.ValueType
     """How far along it is."""
+    burst: _builtins.int
+    """How much of the amount is burst: above max, and preemptible. A Reclaim may come at any time; the end
+    is announced by GRANT_STAGE_ENDING.
+    """
     @_builtins.property
     def id(self) -> Global___OrderId:
         """Which order this is."""
 
     @_builtins.property
     def remaining(self) -> _duration_pb2.Duration:
-        """How much longer the grant lasts; unset: until told otherwise. The clocks of both sides are never
-        compared.
+        """How much longer the burst lasts at most; unset when there is none. The clocks of both sides are
+        never compared.
         """
 
     def __init__(
@@ -549,10 +564,11 @@ class Grant(_message.Message):
         amount: _builtins.int = ...,
         stage: Global___GrantStage.ValueType = ...,
         remaining: _duration_pb2.Duration | None = ...,
+        burst: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining", b"_remaining", "id", b"id", "remaining", b"remaining"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining", b"_remaining", "amount", b"amount", "id", b"id", "kind", b"kind", "remaining", b"remaining", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining", b"_remaining", "amount", b"amount", "burst", b"burst", "id", b"id", "kind", b"kind", "remaining", b"remaining", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__remaining: _TypeAlias = _typing.Literal["remaining"]  # noqa: Y015
     _WhichOneofArgType__remaining: _TypeAlias = _typing.Literal["_remaining", b"_remaining"]  # noqa: Y015
@@ -663,6 +679,34 @@ class Ack(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
+
+@_typing.final
+class Throttle(_message.Message):
+    """What the guest cannot see for itself: its vCPUs were held back by its CPU quota. Sent when that begins, changes
+    or ends.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTA_MILLICORES_FIELD_NUMBER: _builtins.int
+    THROTTLED_PERMILLE_FIELD_NUMBER: _builtins.int
+    quota_millicores: _builtins.int
+    """CPU time that all vCPUs together may use, millicores."""
+    throttled_permille: _builtins.int
+    """Share of the last second's periods in which the quota was used up, 0..1000."""
+    def __init__(
+        self,
+        *,
+        quota_millicores: _builtins.int = ...,
+        throttled_permille: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quota_millicores", b"quota_millicores", "throttled_permille", b"throttled_permille"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Throttle: _TypeAlias = Throttle  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):

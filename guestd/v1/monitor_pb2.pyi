@@ -403,6 +403,10 @@ class GuestResource(_message.Message):
     REFUSALS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
     OVERDUE_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    BURST_CREDIT_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    THROTTLED_PERMILLE_FIELD_NUMBER: _builtins.int
     kind: _common_pb2.ResourceKind.ValueType
     """Which kind."""
     demand: _builtins.int
@@ -433,6 +437,14 @@ class GuestResource(_message.Message):
     """Commands that the hypervisor failed."""
     overdue: _builtins.bool
     """The guest holds more than it is to have, and did not give it back in time."""
+    burst: _builtins.int
+    """How much of what is reserved is burst: above max, and preemptible."""
+    burst_credit: _builtins.int
+    """Burst credit left, in resource x seconds."""
+    quota: _builtins.int
+    """CPU only: CPU time that the host allows, millicores; 0 where it does not bound it."""
+    throttled_permille: _builtins.int
+    """CPU only: share of the last second's periods in which the quota was used up, 0..1000."""
     @_builtins.property
     def reason(self) -> _common_pb2.Reason:
         """Why the target is what it is."""
@@ -456,10 +468,14 @@ class GuestResource(_message.Message):
         refusals: _builtins.int = ...,
         failures: _builtins.int = ...,
         overdue: _builtins.bool = ...,
+        burst: _builtins.int = ...,
+        burst_credit: _builtins.int = ...,
+        quota: _builtins.int = ...,
+        throttled_permille: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "failures", b"failures", "grows", b"grows", "kind", b"kind", "onlined", b"onlined", "overdue", b"overdue", "partials", b"partials", "phase", b"phase", "plugged", b"plugged", "reason", b"reason", "refusals", b"refusals", "reserved", b"reserved", "shrinks", b"shrinks", "target", b"target", "usable", b"usable", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "burst_credit", b"burst_credit", "demand", b"demand", "failures", b"failures", "grows", b"grows", "kind", b"kind", "onlined", b"onlined", "overdue", b"overdue", "partials", b"partials", "phase", b"phase", "plugged", b"plugged", "quota", b"quota", "reason", b"reason", "refusals", b"refusals", "reserved", b"reserved", "shrinks", b"shrinks", "target", b"target", "throttled_permille", b"throttled_permille", "usable", b"usable", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

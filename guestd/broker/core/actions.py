@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass
 
-from guestd.model.messages import Grant, Reclaim
+from guestd.model.messages import Grant, Reclaim, Throttle
 from guestd.model.resources import Kind, Resources
 
 
@@ -16,6 +16,7 @@ class Record:
     guest: str
     reserved: Resources
     revision: int
+    credit: Resources | None = None  # burst credit left, resource x seconds; None: as recorded before
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,14 @@ class RequestVcpus:
 
     guest: str
     count: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestCpuQuota:
+    """Have the host bound the VM's CPU time."""
+
+    guest: str
+    millicores: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class Send:
 
     guest: str
     session: int
-    message: Grant | Reclaim
+    message: Grant | Reclaim | Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,5 +75,5 @@ class Log:
     text: str
 
 
-Action = Record | RequestVcpus | RequestMemory | SettleMemory | Observe | Send | Log
-HypervisorAction = RequestVcpus | RequestMemory | SettleMemory | Observe
+Action = Record | RequestVcpus | RequestCpuQuota | RequestMemory | SettleMemory | Observe | Send | Log
+HypervisorAction = RequestVcpus | RequestCpuQuota | RequestMemory | SettleMemory | Observe

@@ -46,6 +46,14 @@ class Vm(Protocol):
         """
         ...
 
+    async def request_cpu_quota(self, millicores: int) -> None:
+        """Bound the CPU time of all vCPU threads together, those that are added later included; effective when
+        this returns. The emulator's own threads are not bound.
+
+        :raise HypervisorError: When this host cannot (`VmState.cpu_enforced` is False then).
+        """
+        ...
+
     async def request_memory(self, amount_bytes: int) -> None:
         """Have `amount_bytes` of memory in all: virtio-mem above the boot memory, the balloon below it.
         Amounts are rounded down to `memory_unit_bytes`. Growing and shrinking go on by themselves.
