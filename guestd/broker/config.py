@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -38,6 +38,8 @@ class HostTable(msgspec.Struct, forbid_unknown_fields=True):
     overhead_memory_per_guest: Amount = 0
     cpu_overcommit: float = 1.0
     memory_overcommit: float = 1.0
+    memory_idle_tax: float = 0.75
+    cpu_bandwidth: Literal["auto", "off"] = "auto"
 
 
 class BrokerTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,11 +52,16 @@ class BrokerTable(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class LimitsTable(msgspec.Struct, forbid_unknown_fields=True):
-    """``cpu = { … }`` and ``memory = { … }`` of a guest"""
+    """``cpu = { … }`` and ``memory = { … }`` of a guest. The burst's credit is in CPU-seconds or size x seconds,
+    300 s of the whole burst when it is not said; the refill per second, a tenth of the burst when it is not said.
+    """
 
     min: Amount
     max: Amount
     weight: int = 100
+    burst: Amount | None = None
+    burst_credit: Amount | None = None
+    burst_refill: Amount | None = None
 
 
 class GuestTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -66,6 +73,7 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True):
     cid: int | None = None
     vsock_path: str | None = None
     vsock_privileged_ports: bool = False
+    park_cpus: bool = False
 
 
 class FileTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -89,6 +97,7 @@ class GuestConfig(msgspec.Struct, frozen=True):
     vsock_path: str | None = None
     vsock_privileged_ports: bool = False
     origin: str = ""
+    park_cpus: bool = False
 
 
 class BrokerConfig(msgspec.Struct, frozen=True):
@@ -100,6 +109,7 @@ class BrokerConfig(msgspec.Struct, frozen=True):
     port: int
     heartbeat_seconds: float
     guests: dict[str, GuestConfig]
+    cpu_bandwidth: bool = True
 
 
 def load(path: Path) -> BrokerConfig:
@@ -137,7 +147,13 @@ def load(path: Path) -> BrokerConfig:
             most = _LONGEST_SOCKET_PATH - len(longest)
             raise ConfigError(str(path), f"broker.{key}", value, f"must have at most {most} bytes, for its sockets")
     return BrokerConfig(
-        host, Path(broker.state_dir), Path(broker.run_dir), broker.port, broker.heartbeat_seconds, guests
+        host,
+        Path(broker.state_dir),
+        Path(broker.run_dir),
+        broker.port,
+        broker.heartbeat_seconds,
+        guests,
+        table.host.cpu_bandwidth == "auto",
     )
 
 
@@ -152,6 +168,8 @@ def _host(path: Path, table: HostTable) -> HostCapacity:
         factor = getattr(table, key)
         if not (math.isfinite(factor) and 0 < factor <= 1000):
             raise ConfigError(str(path), f"host.{key}", factor, "must be above 0 and at most 1000")
+    if not 0 <= table.memory_idle_tax <= 0.99:
+        raise ConfigError(str(path), "host.memory_idle_tax", table.memory_idle_tax, "must be within 0..0.99")
     own_cpus = (os.cpu_count() or 1) * MILLICORES_PER_VCPU
     own_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cpu_capacity = own_cpus if table.cpus is None else cpus("cpus", table.cpus)
@@ -174,29 +192,53 @@ def _host(path: Path, table: HostTable) -> HostCapacity:
     )
     reserve = Resources(cpus("reserve_cpus", table.reserve_cpus), memory("reserve_memory", table.reserve_memory))
     overhead = memory("overhead_memory_per_guest", table.overhead_memory_per_guest)
-    return HostCapacity(capacity, reserve, Resources(0, overhead))
+    physical = Resources(cpu_capacity, memory_capacity)
+    return HostCapacity(capacity, reserve, Resources(0, overhead), physical, table.memory_idle_tax)
 
 
 def _guest(source: str, name: str, data: dict[str, Any]) -> GuestConfig:
     key = f"guests.{name}"
     table = _guest_table(source, key, data)
-    amounts = []
-    for kind, limits in (("cpu", table.cpu), ("memory", table.memory)):
-        for end in ("min", "max"):
-            value = getattr(limits, end)
-            factor, parse = (MILLICORES_PER_VCPU, parse_cpus) if kind == "cpu" else (1, parse_size)
-            amounts.append(_amount(source, f"{key}.{kind}.{end}", value, factor, parse))
-    limits_ = Limits(
-        Resources(amounts[0], amounts[2]),
-        Resources(amounts[1], amounts[3]),
-        Resources(table.cpu.weight, table.memory.weight),
-    )
+    bounds = {
+        Kind.CPU: _bounds(source, f"{key}.cpu", table.cpu, MILLICORES_PER_VCPU, parse_cpus),
+        Kind.MEMORY: _bounds(source, f"{key}.memory", table.memory, 1, parse_size),
+    }
+    pairs = zip(bounds[Kind.CPU], bounds[Kind.MEMORY], strict=True)
+    limits = Limits(*(Resources(*pair) for pair in pairs))
     config = GuestConfig(
-        name, limits_, table.qmp_socket, table.cid, table.vsock_path, table.vsock_privileged_ports, source
+        name,
+        limits,
+        table.qmp_socket,
+        table.cid,
+        table.vsock_path,
+        table.vsock_privileged_ports,
+        source,
+        table.park_cpus,
     )
     for problem in problems(config):
         raise ConfigError(source, key, None, problem)
     return config
+
+
+def _bounds(
+    source: str, key: str, table: LimitsTable, factor: int, parse: Callable[[str], int]
+) -> tuple[int, int, int, int, int, int]:
+    """The fields of `Limits` for one kind, in their order."""
+
+    def amount(field: str, value: Amount) -> int:
+        return _amount(source, f"{key}.{field}", value, factor, parse)
+
+    low, high = amount("min", table.min), amount("max", table.max)
+    if table.burst is None:
+        for field in ("burst_credit", "burst_refill"):
+            if getattr(table, field) is not None:
+                raise ConfigError(source, f"{key}.{field}", getattr(table, field), "needs a burst beside it")
+        return low, high, table.weight, 0, 0, 0
+    burst = amount("burst", table.burst)
+    credit, refill = Limits.usual_burst(high, burst)
+    credit = credit if table.burst_credit is None else amount("burst_credit", table.burst_credit)
+    refill = refill if table.burst_refill is None else amount("burst_refill", table.burst_refill)
+    return low, high, table.weight, burst, credit, refill
 
 
 def _guest_table(source: str, key: str, data: dict[str, Any]) -> GuestTable:

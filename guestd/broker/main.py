@@ -5,12 +5,17 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import guestd
 from guestd.broker import config as configuration
+from guestd.broker.cgroup.cpu_group import CpuGroup
 from guestd.broker.config import BrokerConfig, GuestConfig
+from guestd.broker.core.track import Timing
 from guestd.broker.engine import Engine
+from guestd.broker.hypervisor.base import Vm
 from guestd.broker.hypervisor.qemu import QemuVm
 from guestd.broker.journal import Journal
 from guestd.model.errors import AdmissionError, ConfigError, GuestdError, JournalError
@@ -36,7 +41,7 @@ def main() -> None:
     try:
         config = configuration.load(arguments.config)
         if arguments.command == "run":
-            asyncio.run(_run(arguments.config, config))
+            asyncio.run(run(arguments.config, config))
     except (ConfigError, AdmissionError) as error:
         print(f"guestd-broker: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -45,8 +50,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _make_vm(guest: GuestConfig) -> QemuVm:
-    return QemuVm(Path(guest.qmp_socket))
+def _make_vm(config: BrokerConfig, guest: GuestConfig) -> QemuVm:
+    return QemuVm(Path(guest.qmp_socket), cpu_group=partial(CpuGroup, guest.name) if config.cpu_bandwidth else None)
 
 
 def _listen_vsock(relay: IngressRelay, engine: Engine, config: BrokerConfig) -> None:
@@ -69,20 +74,33 @@ def _private_directory(path: Path) -> Path:
     return path
 
 
-async def _run(path: Path, config: BrokerConfig) -> None:
+async def run(
+    path: Path,
+    config: BrokerConfig,
+    make_vm: Callable[[GuestConfig], Vm] | None = None,
+    listen: Callable[[IngressRelay, Engine, BrokerConfig], None] = _listen_vsock,
+    timing: Timing | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    :param make_vm: makes the hypervisor's side of a guest; None: QEMU, with CPU bandwidth as configured.
+    :param listen: opens the listener for guests that have a CID.
+    """
     run_dir = config.run_dir
     run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     guests_dir = _private_directory(run_dir / "guests")
     peers = Peers()
     relay = IngressRelay(guests_dir / "server.sock", peers)
-    engine = Engine(config, Journal(config.state_dir / "journal.db"), _make_vm, relay)
+    engine = Engine(
+        config, Journal(config.state_dir / "journal.db"), make_vm or partial(_make_vm, config), relay, timing
+    )
     await engine.start()
     servers = [
         await serve_guests(engine, peers, guests_dir / "server.sock"),
         await serve_monitor(engine, run_dir / "monitor.sock"),
         await serve_admin(engine, run_dir / "admin.sock"),
     ]
-    _listen_vsock(relay, engine, config)
+    listen(relay, engine, config)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

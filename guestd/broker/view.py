@@ -83,6 +83,10 @@ def _resource_view(guest: GuestState, track: Track) -> ResourceView:
         refusals=track.counters.refusals,
         failures=track.counters.failures,
         overdue=track.overdue,
+        burst=guest.burst_held(kind),
+        burst_credit=track.lend.bucket.credit if track.lend else 0,
+        quota=guest.vm.cpu_quota_millicores if cpu and guest.vm else 0,
+        throttled_permille=guest.vm.cpu_throttled_permille if cpu and guest.vm else 0,
     )
 
 

@@ -4,7 +4,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from guestd.broker.core.actions import HypervisorAction, Observe, RequestMemory, RequestVcpus, SettleMemory
+from guestd.broker.core.actions import (
+    HypervisorAction,
+    Observe,
+    RequestCpuQuota,
+    RequestMemory,
+    RequestVcpus,
+    SettleMemory,
+)
+from guestd.broker.failpoint import Failpoint, reach
 from guestd.broker.hypervisor.base import Vm
 from guestd.model.errors import HypervisorError, OutcomeUnknown
 from guestd.model.vm import VmState, VmStatus
@@ -58,6 +66,8 @@ class VmWorker:
                 action = Observe(self._name)
             try:
                 await self._perform(action)
+                if not isinstance(action, Observe):
+                    reach(Failpoint.ACTED)
             except HypervisorError as error:
                 self._on_failed(action, error)
                 if isinstance(action, Observe):
@@ -73,6 +83,8 @@ class VmWorker:
                     await asyncio.sleep(0)
             case RequestVcpus():
                 await self._vm.request_vcpus(action.count)
+            case RequestCpuQuota():
+                await self._vm.request_cpu_quota(action.millicores)
             case RequestMemory():
                 await self._vm.request_memory(action.amount_bytes)
             case SettleMemory():

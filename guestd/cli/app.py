@@ -145,15 +145,35 @@ def set_limits(
     memory_min: Annotated[int | None, _Size] = None,
     memory_max: Annotated[int | None, _Size] = None,
     memory_weight: Annotated[int | None, _Weight] = None,
+    cpu_burst: Annotated[int | None, _Cpus] = None,
+    cpu_burst_credit: Annotated[int | None, _Cpus] = None,
+    cpu_burst_refill: Annotated[int | None, _Cpus] = None,
+    memory_burst: Annotated[int | None, _Size] = None,
+    memory_burst_credit: Annotated[int | None, _Size] = None,
+    memory_burst_refill: Annotated[int | None, _Size] = None,
     reset: Annotated[bool, typer.Option("--reset", help="Go back to the limits of the file.")] = False,
     output: _Output = Output.TABLE,
     run_dir: _RunDir = DEFAULT_RUN_DIR,
 ) -> None:
     """Changes limits of a guest; what is not named stays as it is.
 
-    The new limits win over those of the configuration file until --reset, also over restarts.
+    The new limits win over those of the configuration file until --reset, also over restarts. A burst is a
+    ceiling above max, 0 for none; its credit counts CPU-seconds or bytes x seconds, its refill the same per second.
     """
-    change = LimitsChange(cpu_min, cpu_max, cpu_weight, memory_min, memory_max, memory_weight)
+    change = LimitsChange(
+        cpu_min,
+        cpu_max,
+        cpu_weight,
+        memory_min,
+        memory_max,
+        memory_weight,
+        cpu_burst,
+        cpu_burst_credit,
+        cpu_burst_refill,
+        memory_burst,
+        memory_burst_credit,
+        memory_burst_refill,
+    )
     if reset and change != LimitsChange():
         raise typer.BadParameter("goes alone, without new limits", param_hint="--reset")
     if not reset and change == LimitsChange():
@@ -319,10 +339,12 @@ def _print_limits(guest: GuestView, output: Output) -> None:
     if output is Output.JSON:
         print(json.dumps({"schema": SCHEMA, "guest": guest_json(guest)}))
         return
-    low, high, weight = guest.limits.min, guest.limits.max, guest.limits.weight
+    low, high, weight, burst = guest.limits.min, guest.limits.max, guest.limits.weight, guest.limits.burst
+    cpu_burst = f" burst {format_cpus(burst.cpu_millicores)}" if burst.cpu_millicores else ""
+    memory_burst = f" burst {format_size(burst.memory_bytes)}" if burst.memory_bytes else ""
     print(
         f"{printable(guest.name)}: CPUs {format_cpus(low.cpu_millicores)}..{format_cpus(high.cpu_millicores)}"
-        f" weight {weight.cpu_millicores},"
+        f"{cpu_burst} weight {weight.cpu_millicores},"
         f" memory {format_size(low.memory_bytes)}..{format_size(high.memory_bytes)}"
-        f" weight {weight.memory_bytes} (from {guest.limits_origin})"
+        f"{memory_burst} weight {weight.memory_bytes} (from {guest.limits_origin})"
     )

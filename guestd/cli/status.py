@@ -80,6 +80,8 @@ def _add_rows(table: Table, guest: GuestView) -> None:
     for kind in Kind:
         resource = guest.resource(kind)
         limits = f"{amount_text(kind, guest.limits.min.get(kind))}..{amount_text(kind, guest.limits.max.get(kind))}"
+        if guest.limits.burst.get(kind):
+            limits += f"+{amount_text(kind, guest.limits.burst.get(kind) - guest.limits.max.get(kind))}"
         table.add_row(
             *(first if kind is Kind.CPU else ("", "")),
             _LABEL[kind],
@@ -95,6 +97,8 @@ def _add_rows(table: Table, guest: GuestView) -> None:
 def _phase(resource: ResourceView) -> Text:
     if resource.overdue:
         return Text("overdue", style="red")
+    if resource.burst and resource.phase is ResizePhase.IDLE:
+        return Text("burst", style="yellow")
     quiet = resource.phase in (ResizePhase.IDLE, ResizePhase.UNKNOWN)
     return Text(resource.phase.value, style="dim" if quiet else "yellow")
 
@@ -177,6 +181,9 @@ def _resource_json(guest: GuestView, kind: Kind, unit: str) -> dict[str, Any]:
     return {
         f"min_{unit}": guest.limits.min.get(kind),
         f"max_{unit}": guest.limits.max.get(kind),
+        f"burst_limit_{unit}": guest.limits.burst.get(kind),
+        f"burst_credit_limit_{unit.removesuffix('s')}_seconds": guest.limits.burst_credit.get(kind),
+        f"burst_refill_{unit}": guest.limits.burst_refill.get(kind),
         "weight": guest.limits.weight.get(kind),
         f"demand_{unit}": resource.demand,
         f"target_{unit}": resource.target,
@@ -193,6 +200,10 @@ def _resource_json(guest: GuestView, kind: Kind, unit: str) -> dict[str, Any]:
         "refusals": resource.refusals,
         "failures": resource.failures,
         "overdue": resource.overdue,
+        f"burst_{unit}": resource.burst,
+        f"burst_credit_{unit.removesuffix('s')}_seconds": resource.burst_credit,
+        f"quota_{unit}": resource.quota,
+        "throttled_permille": resource.throttled_permille,
     }
 
 

@@ -13,7 +13,7 @@ from guestd.guest.core.machine import Action, Do, GuestMachine, Log, Rescan, Say
 from guestd.guest.hands import Hands, HelperGone
 from guestd.model.errors import ProtocolError, UnreachableError
 from guestd.model.guest import Inventory, Sample
-from guestd.model.messages import BrokerMessage, Grant, Reclaim, Welcome
+from guestd.model.messages import BrokerMessage, Grant, Reclaim, Throttle, Welcome
 from guestd.wire.link import Stream, converse
 from guestd.wire.relay import DialRelay
 
@@ -156,6 +156,9 @@ class Daemon:
     def _on_message(self, message: BrokerMessage) -> None:
         if isinstance(message, Grant | Reclaim):
             self._machine.on_order(message, self._clock())
+            self._wake.set()
+        elif isinstance(message, Throttle):
+            self._machine.on_throttle(message)
             self._wake.set()
         elif isinstance(message, Welcome):
             raise ProtocolError("the broker said welcome twice")

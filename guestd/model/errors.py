@@ -4,6 +4,7 @@
 
     GuestdError
     ├── ConfigError            file, key, value and what was expected; exit code 2
+    ├── TraceError             file, line and what was expected of a load trace; exit code 2
     ├── AdmissionError         a limit or a guest that does not fit, with the numbers
     ├── NotFoundError          no guest of that name
     ├── ProtocolError          a peer's message that makes no sense; the peer's stream ends, nothing else
@@ -30,6 +31,18 @@ class ConfigError(GuestdError):
         self.source, self.key, self.value, self.expected = source, key, value, expected
         shown = f" = {value!r}" if value is not None else ""
         super().__init__(f"{source}: {key}{shown}: {expected}" if key else f"{source}: {expected}")
+
+
+class TraceError(GuestdError):
+    """A load trace that is missing or cannot be read. Nothing was computed.
+
+    :param line: line in the file, from 1; 0 when it is the file as a whole.
+    """
+
+    def __init__(self, path: str, line: int, problem: str, expected: str) -> None:
+        self.path, self.line, self.problem, self.expected = path, line, problem, expected
+        where = f"{path}, line {line}" if line else path
+        super().__init__(f"{where}: {problem}; expected {expected}")
 
 
 class AdmissionError(GuestdError):

@@ -60,6 +60,14 @@ class Limits:
     burst_credit: Resources = field(default_factory=Resources)
     burst_refill: Resources = field(default_factory=Resources)
 
+    @staticmethod
+    def usual_burst(maximum: int, burst: int) -> tuple[int, int]:
+        """Credit and refill of a burst when nobody chose: five minutes of all of it, and a tenth of it back
+        per second.
+        """
+        above = max(0, burst - maximum)
+        return above * 300, above // 10
+
     def ceiling(self, kind: Kind) -> int:
         """The most that the VM may ever hold."""
         return max(self.max.get(kind), self.burst.get(kind))

@@ -1,11 +1,17 @@
 """Both production cores in virtual time, on fake hypervisors and fake guest kernels.
 
-Nothing here decides anything: the world moves a clock in fixed steps, lets each VM's programs use what is
-online, carries messages and orders to and fro, and checks the invariants after every step. The same
-script gives the same trace.
+Nothing here decides anything: the world moves a clock, lets each VM's programs use what is online, carries
+messages and orders to and fro, and has `invariants` check each decision and each state. The same script gives
+the same trace.
+
+The shells' manners are kept: a core is asked when something happened or its own alarm is due, a VM's requests
+go one after the other and each is followed by an observation, and while nothing moves, time jumps. What the
+world does beyond them is to break: messages are lost, doubled and late (`fate`), the broker dies between any two
+actions (`fuse`), every party has a clock of its own that may be set, a hypervisor may hang.
 """
 
-from collections import deque
+import heapq
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
@@ -16,116 +22,44 @@ from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm
 from guestd.guest.core import machine as guest_machine
 from guestd.guest.core.machine import GuestMachine
-from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, Op
+from guestd.guest.core.ops import HandResult
 from guestd.model.errors import HypervisorError, OutcomeUnknown
-from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, Sample
-from guestd.model.messages import Ack, Demand, GuestMessage, Heartbeat, Hello
-from guestd.model.resources import Kind, Limits, Resources
+from guestd.model.guest import Capability, Identity
+from guestd.model.messages import Ack, Demand, Grant, GuestMessage, Heartbeat, Hello, Reclaim
+from guestd.model.resources import Limits, Resources
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
-from guestd.model.vm import VmStatus
+from guestd.model.vm import VmState, VmStatus
+from guestd.sim.kernel import BLOCK_BYTES, GuestKernel, Load
+from guestd.sim.watch import Watch
 
-BLOCK_BYTES = 128 * MIB
+__all__ = ["BLOCK_BYTES", "Entry", "Fuse", "GuestKernel", "Load", "SimGuest", "World", "limits"]
+
 STEP_SECONDS = 0.05
-_KERNEL_BYTES = 48 * MIB
+_WATCH_SECONDS = 5.0  # a VM is observed at least so often
 _ALL = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE, Capability.VIRTIO_MEM, Capability.PSI})
+
+Fate = tuple[float, ...]
+"""What becomes of a message: the delay of each copy that arrives, in seconds. Empty: it is lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One guest's line in the journal."""
+
+    reserved: Resources
+    revision: int
+    credit: Resources | None = None
 
 
 @dataclass(slots=True)
-class Load:
-    """What a VM's programs want: so many runnable tasks, so much memory in use (bytes)."""
+class Fuse:
+    """When the broker dies, and how: after so many actions; of the requests that it had made by then, so many per
+    VM are carried out; after `down_seconds` it is started again.
+    """
 
-    tasks: float = 0.1
-    memory_bytes: int = 120 * MIB
-
-
-class GuestKernel:
-    """What a guest kernel shows, on top of a `FakeVm`: CPUs and blocks arrive offline, counters count."""
-
-    def __init__(self, vm: FakeVm, load: Load) -> None:
-        self.vm, self.load = vm, load
-        self.online_cpus: set[int] = set(vm.guest_cpus)
-        self.online_blocks: set[int] = set(range(vm.boot_bytes // BLOCK_BYTES))
-        self.failing: dict[Op, int] = {}  # operations that fail, and with which errno
-        self.busy_seconds: dict[int, float] = {}
-        self.idle_seconds: dict[int, float] = {}
-        self.some_us = 0
-        self.short_of_memory = 0  # steps in which programs wanted more than there was
-        self._refresh()
-
-    def step(self, seconds: float) -> None:
-        """Let programs run for a while."""
-        self._refresh()
-        running = min(self.load.tasks, len(self.online_cpus))
-        for number in sorted(self.online_cpus):
-            share = running / len(self.online_cpus)
-            self.busy_seconds[number] = self.busy_seconds.get(number, 0.0) + share * seconds
-            self.idle_seconds[number] = self.idle_seconds.get(number, 0.0) + (1 - share) * seconds
-        if self.load.tasks > len(self.online_cpus):
-            self.some_us += round(seconds * 1e6)
-        if self.load.memory_bytes > self.memory_total:
-            self.short_of_memory += 1
-        self.vm.guest_keeps_bytes = min(self.vm.guest_memory_bytes, self.load.memory_bytes + _KERNEL_BYTES)
-
-    @property
-    def present_blocks(self) -> int:
-        return -(-self.vm.guest_memory_bytes // BLOCK_BYTES)
-
-    @property
-    def memory_total(self) -> int:
-        online = sum(1 for index in self.online_blocks if index < self.present_blocks)
-        return max(0, min(self.vm.guest_memory_bytes, online * BLOCK_BYTES) - _KERNEL_BYTES)
-
-    def sample(self) -> Sample:
-        """As `guestd.guest.sensors` would read it."""
-        available = max(0, self.memory_total - self.load.memory_bytes)
-        busy = {number: self.busy_seconds.get(number, 0.0) for number in sorted(self.online_cpus)}
-        idle = {number: self.idle_seconds.get(number, 0.0) for number in sorted(self.online_cpus)}
-        return Sample(busy, idle, 0.0, round(self.load.tasks), self.some_us, 0, 0, self.memory_total, available, 0, 0)
-
-    def inventory(self) -> Inventory:
-        """As `guestd.guest.sysfs` would read it."""
-        self._refresh()
-        blocks = tuple(
-            MemoryBlock(index, BlockState.ONLINE if index in self.online_blocks else BlockState.OFFLINE, index >= 4)
-            for index in range(self.present_blocks)
-        )
-        kernel = self.vm.boot_bytes
-        return Inventory(
-            cpus_possible=frozenset(range(self.vm.vcpus_max)),
-            cpus_present=self.vm.guest_cpus,
-            cpus_online=frozenset(self.online_cpus),
-            block_bytes=BLOCK_BYTES,
-            blocks=blocks,
-            kernel_zone_bytes=kernel,
-            kernel_free_bytes=kernel // 4,
-            movable_zone_bytes=max(0, self.memory_total - kernel),
-        )
-
-    def perform(self, op: Op) -> HandResult:
-        """As the root helper would do it."""
-        if op in self.failing:
-            return HandResult(op, HandStatus.FAILED, self.failing[op], 0.01)
-        match op:
-            case CpuOp(number, online):
-                if number not in self.vm.guest_cpus:
-                    return HandResult(op, HandStatus.GONE)
-                (self.online_cpus.add if online else self.online_cpus.discard)(number)
-            case BlockOp(index, target):
-                if index >= self.present_blocks:
-                    return HandResult(op, HandStatus.GONE)
-                (self.online_blocks.discard if target is BlockTarget.OFFLINE else self.online_blocks.add)(index)
-        return HandResult(op, HandStatus.OK, 0, 0.01)
-
-    def reboot(self) -> None:
-        """A new kernel: all CPUs that are plugged are online, hot-added memory is offline."""
-        self.online_cpus = set(self.vm.guest_cpus)
-        self.online_blocks = set(range(self.vm.boot_bytes // BLOCK_BYTES))
-        self.busy_seconds.clear()
-        self.idle_seconds.clear()
-
-    def _refresh(self) -> None:
-        self.online_cpus &= self.vm.guest_cpus
-        self.online_blocks = {index for index in self.online_blocks if index < self.present_blocks}
+    actions: int
+    requests: int = 0
+    down_seconds: float = 1.0
 
 
 @dataclass(slots=True)
@@ -137,11 +71,24 @@ class SimGuest:
     kernel: GuestKernel
     load: Load
     machine: GuestMachine
+    park: bool = False
     generation: int = 1
     boot: int = 1
     session: int = 0
-    to_broker: deque[GuestMessage] = field(default_factory=deque)
+    clock_seconds: float = 0.0  # how far its clock is ahead of the world's
+    hung_until: float = 0.0  # its hypervisor answers nothing before
     commands: deque[broker_actions.HypervisorAction] = field(default_factory=deque)
+    doing: list[tuple[float, HandResult]] = field(default_factory=list)
+    alarm: float = 0.0
+    stirred: bool = True  # the hypervisor said that something changed
+    observe_at: float = 0.0
+    gone: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether programs in it do."""
+        status = self.vm.status
+        return status in (VmStatus.RUNNING, VmStatus.UNREACHABLE) and not self.vm.booting
 
 
 def _finish(call: Coroutine[object, None, object]) -> object:
@@ -156,194 +103,439 @@ def _finish(call: Coroutine[object, None, object]) -> object:
 class World:
     """A host with its broker and VMs.
 
-    :param lose: tells for each message whether it is lost.
+    :param fate: decides for each message between guests and broker.
+    :param step_seconds: how finely time passes while something moves.
     """
 
     def __init__(
         self,
         host: HostCapacity,
         timing: Timing | None = None,
-        lose: Callable[[object], bool] = lambda _: False,
+        fate: Callable[[object], Fate] = lambda _: (0.0,),
+        settings: guest_machine.Settings | None = None,
+        step_seconds: float = STEP_SECONDS,
     ) -> None:
         self.now = 1000.0
-        self.host, self.timing, self.lose = host, timing, lose
+        self.clock_seconds = 0.0  # how far the broker's clock is ahead
+        self.host, self.timing, self.fate = host, timing or Timing(), fate
+        self.settings, self.step_seconds = settings, step_seconds
         self.guests: dict[str, SimGuest] = {}
         self.limits: dict[str, Limits] = {}
-        self.journal: dict[str, tuple[Resources, int]] = {}
+        self.paused: set[str] = set()
+        self.journal: dict[str, Entry] = {}
         self.epoch = 1
-        self.broker: BrokerMachine | None = BrokerMachine(host, 1, timing=timing)
+        self.broker: BrokerMachine | None = BrokerMachine(host, 1, timing=self.timing)
+        self.fuse: Fuse | None = None
         self.trace: list[str] = []
-        self._decided: set[str] = set()  # guests whose hypervisor's word the last decision knew
+        self.happened: Counter[str] = Counter()
+        self.watch = Watch(self)
+        self._mail: list[tuple[float, int, SimGuest, int, object]] = []  # due, number, guest, session, message
+        self._letters = 0
+        self._news = True  # the broker has heard something since it last decided
+        self._alarm: float | None = None
+        self._start_at: float | None = None
 
     # ---- the script's side -----------------------------------------------------------------------
 
-    def add(self, name: str, limits: Limits, vm: FakeVm | None = None) -> SimGuest:
-        """A VM with its daemon, connected at the next step."""
+    @property
+    def broker_now(self) -> float:
+        """What the broker's clock shows."""
+        return self.now + self.clock_seconds
+
+    @property
+    def pending(self) -> bool:
+        """Whether the broker has heard something that it has not decided on yet."""
+        return self._news
+
+    def add(self, name: str, limits: Limits, vm: FakeVm | None = None, park: bool = False) -> SimGuest:
+        """A VM with its daemon, connected at the next step.
+
+        :raise AdmissionError: When its minimum does not fit.
+        """
+        if self.broker is not None:
+            self.broker.add_guest(name, limits, park=park)
         vm = vm or FakeVm(plug_rate=4 << 30, unplug_rate=512 * MIB, cpu_unplug_seconds=0.1)
         load = Load()
-        guest = SimGuest(name, vm, GuestKernel(vm, load), load, self._daemon(1, 1))
-        self.guests[name] = guest
-        self.limits[name] = limits
-        if self.broker is not None:
-            self.broker.add_guest(name, limits)
+        guest = SimGuest(name, vm, GuestKernel(vm, load), load, self._daemon(1, 1, self.now), park)
+        self.guests[name], self.limits[name] = guest, limits
+        self.watch.add(name)
+
+        def stir() -> None:
+            guest.stirred = True
+
+        _finish(vm.open(stir))
+        self._news = True
         return guest
 
-    def run(self, seconds: float) -> None:
-        """Let time pass."""
-        for _ in range(round(seconds / STEP_SECONDS)):
-            self.step()
+    def set_limits(self, name: str, limits: Limits) -> None:
+        """An operator's call.
 
-    def kill_broker(self) -> None:
-        """The broker dies between any two actions; only its journal stays."""
-        self.broker = None
+        :raise AdmissionError: When the minimums do not fit; nothing is changed.
+        """
+        assert self.broker is not None
+        self.broker.set_limits(name, limits)
+        self.limits[name] = limits
+        self.watch.on_outside_cause()
+        self._news = True
+
+    def set_host(self, host: HostCapacity) -> None:
+        """The host has more or less from now on.
+
+        :raise AdmissionError: When the minimums do not fit; nothing is changed.
+        """
+        assert self.broker is not None
+        self.broker.set_host(host, self.limits)
+        self.host = host
+        self.watch.on_outside_cause()
+        self._news = True
+
+    def pause(self, name: str, paused: bool) -> None:
+        """An operator's call."""
+        assert self.broker is not None
+        self.broker.pause(name, paused)
+        (self.paused.add if paused else self.paused.discard)(name)
+        self._news = True
+
+    def run(self, seconds: float) -> None:
+        """Let time pass; where nothing moves it jumps."""
+        end = self.now + seconds - self.step_seconds / 2
+        while self.now < end:
+            self.step(min(self._quiet_steps(), max(1, round((end - self.now) / self.step_seconds))))
+
+    def set_clock(self, seconds: float, guest: SimGuest | None = None) -> None:
+        """Step the clock of a guest, or of the broker, forwards or back."""
+        if guest is None:
+            self.clock_seconds += seconds
+            self.watch.on_clock_step(seconds)
+            self._news = True
+        else:
+            guest.clock_seconds += seconds
+            guest.alarm = 0.0
+
+    def kill_broker(self, requests: int = 0) -> None:
+        """The broker dies; only its journal stays. Of what it asked of each VM, so many requests are still
+        carried out.
+        """
+        self.broker = self.fuse = None
         for guest in self.guests.values():
-            guest.session = 0
+            for _ in range(min(requests, len(guest.commands))):
+                self._carry_out(guest, guest.commands.popleft())
             guest.commands.clear()
-            guest.to_broker.clear()
-            guest.machine.on_disconnected()
+            self._lose_stream(guest)
+        self.watch.on_death()
 
     def start_broker(self) -> None:
         """A new broker on the old journal."""
         self.epoch += 1
-        self.broker = BrokerMachine(self.host, self.epoch, timing=self.timing)
+        self._start_at = None
+        self.broker = self.restored()
+        self.watch.on_start()
+        for guest in self.guests.values():
+            guest.stirred = True
+        self._news = True
+
+    def restored(self) -> BrokerMachine:
+        """A broker as it is after a start from the journal."""
+        broker = BrokerMachine(self.host, self.epoch, timing=self.timing)
         for name, limits in self.limits.items():
-            reserved, revision = self.journal.get(name, (Resources(), 0))
-            self.broker.add_guest(name, limits, reserved, revision)
+            entry = self.journal.get(name, Entry(Resources(), 0))
+            park = self.guests[name].park
+            broker.add_guest(name, limits, entry.reserved, entry.revision, entry.credit, park)
+            broker.pause(name, name in self.paused)
+        return broker
 
     def restart_daemon(self, guest: SimGuest) -> None:
         """The guest daemon is restarted; nothing else changes in the VM."""
         guest.generation += 1
-        self._hang_up(guest)
-        guest.machine = self._daemon(guest.boot, guest.generation)
+        self._new_daemon(guest)
 
     def reboot(self, guest: SimGuest, replug_seconds: float = 2.0) -> None:
         """The guest is reset."""
-        guest.boot += 1
-        self._hang_up(guest)
         guest.vm.reset(replug_seconds)
-        guest.kernel.reboot()
-        guest.machine = self._daemon(guest.boot, guest.generation)
+        self._new_kernel(guest)
 
     # ---- one step --------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """One step of virtual time, and the invariants."""
-        self.now += STEP_SECONDS
+    def step(self, steps: int = 1) -> None:
+        """So many steps of virtual time in one, and the invariants."""
+        seconds = steps * self.step_seconds
+        self.now += seconds
         for guest in self.guests.values():
-            guest.vm.advance(STEP_SECONDS)
-            guest.kernel.step(STEP_SECONDS)
-            self._connect(guest)
-            self._run_daemon(guest)
+            self._move(guest, seconds)
+        self._deliver_mail()
+        for guest in self.guests.values():
+            if guest.runs:
+                self._connect(guest)
+                self._run_daemon(guest)
+        if self.broker is None and self._start_at is not None and self.now >= self._start_at:
+            self.start_broker()
         if self.broker is not None:
             self._run_broker(self.broker)
-        self.check()
+        self.watch.check_state(seconds)
 
-    def check(self) -> None:
-        """The invariants that hold in every state (numbers as in ARCHITECTURE.md)."""
-        broker = self.broker
-        if broker is None:
+    def _quiet_steps(self) -> int:
+        """How many steps nothing will happen for."""
+        until = self.now + 60.0
+        if self._news and self.broker is not None:
+            return 1
+        if self._alarm is not None and self.broker is not None:
+            until = min(until, self._alarm - self.clock_seconds)
+        if self._start_at is not None:
+            until = min(until, self._start_at)
+        if self._mail:
+            until = min(until, self._mail[0][0])
+        for guest in self.guests.values():
+            if guest.vm.moving or guest.commands or guest.stirred:
+                return 1
+            if guest.runs:
+                until = min(until, guest.alarm, guest.observe_at, *(due for due, _ in guest.doing))
+                if not guest.session and self.broker is not None:
+                    return 1
+        return max(1, int((until - self.now) / self.step_seconds + 0.999))
+
+    def _move(self, guest: SimGuest, seconds: float) -> None:
+        """Time passes in the VM."""
+        if guest.vm.status is VmStatus.GONE:
+            if not guest.gone:
+                guest.gone = True
+                self._hang_up(guest)
             return
-        for kind in Kind:
-            capacity = self.host.for_guests(kind, len(self.guests))
-            charged = sum(
-                max(guest.tracks[kind].reserved, guest.limits.min.get(kind)) for guest in broker.guests.values()
-            )
-            assert charged <= capacity, f"(2) {kind}: {charged} charged, {capacity} there"
-            self._check_guests(broker, kind)
+        if guest.gone:
+            guest.gone = False
+            self._new_kernel(guest)
+        guest.vm.advance(seconds)
+        if guest.runs:
+            guest.kernel.step(seconds)
+            if guest.kernel.take_trigger():
+                guest.machine.on_pressure(self._guest_now(guest))
+                guest.alarm = self.now
+            if guest.kernel.take_hotplug():
+                guest.machine.on_hotplug(self._guest_now(guest))
+                guest.alarm = self.now
 
-    def _check_guests(self, broker: BrokerMachine, kind: Kind) -> None:
-        for name, state in broker.guests.items():
-            guest, track = self.guests[name], state.tracks[kind]
-            held = guest.vm.truth()
-            fresh = state.vm_fresh and state.vm is not None and state.vm.status is VmStatus.RUNNING
-            if fresh and name in self._decided:
-                assert track.reserved >= held.held(kind), f"(5) {name} {kind}: holds more than is reserved"
-            assert track.amount <= max(state.bounds(kind)[1], track.reserved), f"(3) {name} {kind} above its max"
-            assert 0 in guest.kernel.online_cpus, f"(9) {name}: CPU 0 is offline"
+    # ---- guest daemons ---------------------------------------------------------------------------
 
-    def _daemon(self, boot: int, generation: int) -> GuestMachine:
+    def _guest_now(self, guest: SimGuest) -> float:
+        return self.now + guest.clock_seconds
+
+    def _daemon(self, boot: int, generation: int, now: float) -> GuestMachine:
         identity = Identity(boot.to_bytes(16, "big"), generation, "sim", "sim", "sim", _ALL)
-        return GuestMachine(identity, self.now)
+        machine = GuestMachine(identity, now, self.settings)
+        machine.on_watched(True)
+        return machine
+
+    def _new_daemon(self, guest: SimGuest) -> None:
+        self._hang_up(guest)
+        guest.doing.clear()
+        guest.machine = self._daemon(guest.boot, guest.generation, self._guest_now(guest))
+        guest.alarm = self.now
+        self.watch.on_new_daemon(guest)
+
+    def _new_kernel(self, guest: SimGuest) -> None:
+        guest.boot += 1
+        guest.kernel.reboot()
+        self._new_daemon(guest)
+        self._mail = [letter for letter in self._mail if letter[2] is not guest]
+        heapq.heapify(self._mail)
 
     def _hang_up(self, guest: SimGuest) -> None:
         if self.broker is not None and guest.session:
             self.broker.on_disconnected(guest.name, guest.session)
+            self._news = True
+        self._lose_stream(guest)
+
+    def _lose_stream(self, guest: SimGuest) -> None:
         guest.session = 0
-        guest.to_broker.clear()
+        guest.machine.on_disconnected()
+        guest.alarm = min(guest.alarm, self.now)
 
     def _connect(self, guest: SimGuest) -> None:
-        if self.broker is None or guest.session or guest.vm._booting_seconds > 0:
+        if self.broker is None or guest.session:
             return
-        guest.session, welcome = self.broker.on_connected(guest.name, guest.machine.hello(), self.now)
-        guest.machine.on_welcome(welcome, self.now)
+        guest.session, welcome = self.broker.on_connected(guest.name, guest.machine.hello(), self.broker_now)
+        self.watch.on_heard(guest)
+        self.watch.on_welcome(guest, welcome.epoch)
+        guest.machine.on_welcome(welcome, self._guest_now(guest))
+        self._news, guest.alarm = True, self.now
 
     def _run_daemon(self, guest: SimGuest) -> None:
-        machine = guest.machine
+        for due, result in [entry for entry in guest.doing if entry[0] <= self.now]:
+            guest.doing.remove((due, result))
+            guest.machine.on_result(result, self._guest_now(guest))
+            guest.alarm = self.now
+        if guest.alarm > self.now:
+            return
+        machine, now = guest.machine, self._guest_now(guest)
         for _ in range(4):
-            for action in machine.next_actions(self.now):
-                match action:
-                    case guest_machine.TakeSample():
-                        machine.on_sample(guest.kernel.sample(), self.now)
-                    case guest_machine.Rescan():
-                        machine.on_inventory(guest.kernel.inventory(), self.now)
-                    case guest_machine.Do():
-                        for op in action.ops:
-                            machine.on_result(guest.kernel.perform(op), self.now)
-                    case guest_machine.Say():
-                        if guest.session and not self.lose(action.message):
-                            guest.to_broker.append(action.message)
-                    case guest_machine.Log():
-                        self._note(guest.name, action.text)
+            actions = machine.next_actions(now)
+            for action in actions:
+                self._perform(guest, action, now)
+            if not actions:
+                break
+        guest.alarm = machine.wake_at(now) - guest.clock_seconds
 
-    def _run_broker(self, broker: BrokerMachine) -> None:
-        for guest in self.guests.values():
-            while guest.to_broker:
-                self._deliver(broker, guest, guest.to_broker.popleft())
-            guest.commands.append(broker_actions.Observe(guest.name))
-            self._hypervise(broker, guest)
-        self._decided = {name for name, state in broker.guests.items() if state.vm_fresh}
-        for action in broker.next_actions(self.now):
-            match action:
-                case broker_actions.Record():
-                    self.journal[action.guest] = (action.reserved, action.revision)
-                case broker_actions.Send():
-                    guest = self.guests[action.guest]
-                    if guest.session == action.session and not self.lose(action.message):
-                        guest.machine.on_order(action.message, self.now)
-                case broker_actions.Log():
-                    self._note(action.guest, f"{action.kind}: {action.text}")
-                case _:
-                    self.guests[action.guest].commands.append(action)
-        for guest in self.guests.values():
-            self._hypervise(broker, guest)
+    def _perform(self, guest: SimGuest, action: guest_machine.Action, now: float) -> None:
+        match action:
+            case guest_machine.TakeSample():
+                guest.machine.on_sample(guest.kernel.sample(), now)
+            case guest_machine.Rescan():
+                inventory = guest.kernel.inventory()
+                self.watch.on_inventory(guest, inventory)
+                guest.machine.on_inventory(inventory, now)
+            case guest_machine.Do():
+                for op in action.ops:
+                    self.watch.on_op(guest, op)
+                    result = guest.kernel.perform(op)
+                    if guest.kernel.op_seconds:
+                        guest.doing.append((self.now + guest.kernel.op_seconds, result))
+                    else:
+                        guest.machine.on_result(result, now)
+            case guest_machine.Say():
+                self.watch.on_said(guest, action.message)
+                self._post(guest, action.message)
+            case guest_machine.Log():
+                self._note(guest.name, action.text)
 
-    def _deliver(self, broker: BrokerMachine, guest: SimGuest, message: GuestMessage) -> None:
+    # ---- messages --------------------------------------------------------------------------------
+
+    def _post(self, guest: SimGuest, message: object) -> None:
+        """Send a message on the guest's stream, either way, to its fate."""
+        if not guest.session:
+            return
+        delays = self.fate(message)
+        self.happened["lost"] += not delays
+        self.happened["duplicated"] += len(delays) > 1
+        for delay in delays:
+            self.happened["delayed"] += delay > 0
+            if delay > 0:
+                self._letters += 1
+                heapq.heappush(self._mail, (self.now + delay, self._letters, guest, guest.session, message))
+            else:
+                self._hand_over(guest, guest.session, message)
+
+    def _deliver_mail(self) -> None:
+        while self._mail and self._mail[0][0] <= self.now:
+            _, _, guest, session, message = heapq.heappop(self._mail)
+            self._hand_over(guest, session, message)
+
+    def _hand_over(self, guest: SimGuest, session: int, message: object) -> None:
+        if isinstance(message, Grant | Reclaim):
+            if guest.session and guest.runs:
+                self.watch.on_order(guest, message)
+                guest.machine.on_order(message, self._guest_now(guest))
+                guest.alarm = self.now
+            return
+        if self.broker is None or not isinstance(message, Demand | Ack | Heartbeat | Hello):
+            return
+        self.watch.before_message(guest, session, message)
+        self._tell_broker(self.broker, guest, session, message)
+        self.watch.after_message(guest, session, message)
+        self._news = True
+
+    def _tell_broker(self, broker: BrokerMachine, guest: SimGuest, session: int, message: GuestMessage) -> None:
         match message:
             case Demand():
-                broker.on_demand(guest.name, guest.session, message, self.now)
+                broker.on_demand(guest.name, session, message, self.broker_now)
             case Ack():
-                broker.on_ack(guest.name, guest.session, message, self.now)
+                broker.on_ack(guest.name, session, message, self.broker_now)
             case Heartbeat():
-                broker.on_heartbeat(guest.name, guest.session, message, self.now)
+                broker.on_heartbeat(guest.name, session, message, self.broker_now)
             case Hello():
                 raise AssertionError("hello goes by on_connected")
 
+    # ---- the broker ------------------------------------------------------------------------------
+
+    def _run_broker(self, broker: BrokerMachine) -> None:
+        for guest in self.guests.values():
+            if guest.stirred or self.now >= guest.observe_at:
+                guest.stirred = False
+                self._observe_soon(guest)
+            self._hypervise(broker, guest)
+        if not self._news and (self._alarm is None or self._alarm > self.broker_now):
+            return None
+        self._news = False
+        actions = broker.next_actions(self.broker_now)
+        self.watch.check_actions(broker, actions)
+        for action in actions:
+            if self.fuse is not None and self.fuse.actions <= 0:
+                return self._die(self.fuse)
+            if self.fuse is not None:
+                self.fuse.actions -= 1
+            self._do(action)
+        for guest in self.guests.values():
+            self._hypervise(broker, guest)
+        self._alarm = broker.wake_at(self.broker_now)
+        return None
+
+    def _die(self, fuse: Fuse) -> None:
+        self.happened["crash"] += 1
+        self.kill_broker(fuse.requests)
+        self._start_at = self.now + fuse.down_seconds
+
+    def _do(self, action: broker_actions.Action) -> None:
+        match action:
+            case broker_actions.Record():
+                self.record(action)
+            case broker_actions.Send():
+                guest = self.guests[action.guest]
+                if guest.session == action.session:
+                    self._post(guest, action.message)
+            case broker_actions.Log():
+                self._note(action.guest, f"{action.kind}: {action.text}")
+            case broker_actions.Observe():
+                self._observe_soon(self.guests[action.guest])
+            case _:
+                guest = self.guests[action.guest]
+                guest.commands.append(action)
+                guest.commands.append(broker_actions.Observe(guest.name))
+
+    def record(self, action: broker_actions.Record) -> None:
+        """Write to the journal, which never fails here."""
+        known = self.journal.get(action.guest)
+        credit = known.credit if action.credit is None and known is not None else action.credit
+        self.journal[action.guest] = Entry(action.reserved, action.revision, credit)
+
+    def _observe_soon(self, guest: SimGuest) -> None:
+        guest.observe_at = self.now + _WATCH_SECONDS
+        if not guest.commands or not isinstance(guest.commands[-1], broker_actions.Observe):
+            guest.commands.append(broker_actions.Observe(guest.name))
+
     def _hypervise(self, broker: BrokerMachine, guest: SimGuest) -> None:
-        while guest.commands:
+        """Carry out what is asked of a VM and tell the broker."""
+        while guest.commands and self.now >= guest.hung_until:
             action = guest.commands.popleft()
-            try:
-                match action:
-                    case broker_actions.Observe():
-                        state = _finish(guest.vm.observe())
-                        broker.on_vm_state(guest.name, state, self.now)  # type: ignore[arg-type]
-                    case broker_actions.RequestVcpus():
-                        _finish(guest.vm.request_vcpus(action.count))
-                    case broker_actions.RequestMemory():
-                        _finish(guest.vm.request_memory(action.amount_bytes))
-                    case broker_actions.SettleMemory():
-                        _finish(guest.vm.settle_memory())
-            except HypervisorError as error:
-                broker.on_vm_failed(guest.name, action, str(error), isinstance(error, OutcomeUnknown), self.now)
+            state = self._carry_out(guest, action)
+            if isinstance(state, HypervisorError):
+                unknown = isinstance(state, OutcomeUnknown)
+                broker.on_vm_failed(guest.name, action, str(state), unknown, self.broker_now)
+                self._news = True
+            elif state is not None:
+                known = broker.guests[guest.name]
+                self.watch.on_observed(guest)
+                if known.vm != state or not known.vm_fresh:
+                    broker.on_vm_state(guest.name, state, self.broker_now)
+                    self._news = True
+
+    def _carry_out(self, guest: SimGuest, action: broker_actions.HypervisorAction) -> VmState | HypervisorError | None:
+        try:
+            match action:
+                case broker_actions.Observe():
+                    state = _finish(guest.vm.observe())
+                    assert isinstance(state, VmState)
+                    return state
+                case broker_actions.RequestVcpus():
+                    _finish(guest.vm.request_vcpus(action.count))
+                case broker_actions.RequestCpuQuota():
+                    _finish(guest.vm.request_cpu_quota(action.millicores))
+                case broker_actions.RequestMemory():
+                    _finish(guest.vm.request_memory(action.amount_bytes))
+                case broker_actions.SettleMemory():
+                    _finish(guest.vm.settle_memory())
+        except HypervisorError as error:
+            return error
+        finally:
+            self.watch.on_carried_out(guest, action)
+        return None
 
     def _note(self, name: str, text: str) -> None:
         self.trace.append(f"{self.now - 1000:7.2f} {name} {text}")

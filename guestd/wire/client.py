@@ -27,6 +27,7 @@ from guestd.model.errors import (
     AdmissionError,
     ConfigError,
     GuestdError,
+    JournalError,
     NotFoundError,
     UnreachableError,
 )
@@ -192,6 +193,12 @@ class BrokerClient:
             memory_min_bytes=change.memory_min_bytes,
             memory_max_bytes=change.memory_max_bytes,
             memory_weight=change.memory_weight,
+            cpu_burst_millicores=change.cpu_burst_millicores,
+            cpu_burst_credit=change.cpu_burst_credit,
+            cpu_burst_refill=change.cpu_burst_refill,
+            memory_burst_bytes=change.memory_burst_bytes,
+            memory_burst_credit=change.memory_burst_credit,
+            memory_burst_refill=change.memory_burst_refill,
         )
         call = self._admin().SetLimits(request, timeout=self._timeout_seconds)
         return guest_view((await self._answer(call, self._admin_path)).guest)
@@ -270,6 +277,8 @@ def socket_problem(path: Path) -> str | None:
 def _own_error(error: grpc.aio.AioRpcError, path: Path) -> GuestdError:
     code, details = error.code(), error.details() or ""
     match code:
+        case grpc.StatusCode.UNAVAILABLE if details.startswith("journal "):
+            return JournalError(details)
         case grpc.StatusCode.UNAVAILABLE:
             return UnreachableError(socket_problem(path) or f"{path}: nobody answers")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -309,6 +318,9 @@ def guest_view(guest: monitor_pb2.Guest) -> GuestView:
             min=_resources(guest.limits.min),
             max=_resources(guest.limits.max),
             weight=_resources(guest.limits.weight),
+            burst=_resources(guest.limits.burst),
+            burst_credit=_resources(guest.limits.burst_credit),
+            burst_refill=_resources(guest.limits.burst_refill),
         ),
         limits_origin=_ORIGIN.get(guest.limits_origin, LimitsOrigin.UNKNOWN),
         limits_origin_detail=guest.limits_origin_detail,
@@ -346,6 +358,10 @@ def _resource_view(resource: monitor_pb2.GuestResource) -> ResourceView:
         refusals=resource.refusals,
         failures=resource.failures,
         overdue=resource.overdue,
+        burst=resource.burst,
+        burst_credit=resource.burst_credit,
+        quota=resource.quota,
+        throttled_permille=resource.throttled_permille,
     )
 
 
@@ -358,6 +374,9 @@ def _limits_message(limits: Limits) -> common_pb2.Limits:
         min=_resources_message(limits.min),
         max=_resources_message(limits.max),
         weight=_resources_message(limits.weight),
+        burst=_resources_message(limits.burst),
+        burst_credit=_resources_message(limits.burst_credit),
+        burst_refill=_resources_message(limits.burst_refill),
     )
 
 

@@ -26,6 +26,7 @@ from guestd.model.messages import (
     Reclaim,
     ReclaimStage,
     RefusalReason,
+    Throttle,
     Urgency,
     Usable,
     Welcome,
@@ -34,6 +35,8 @@ from guestd.model.resources import Kind, Limits, Resources
 from guestd.v1 import common_pb2, guest_pb2
 
 T = TypeVar("T")
+NEGOTIATE = f"/{guest_pb2.DESCRIPTOR.services_by_name['GuestService'].full_name}/Negotiate"
+"""The path of the one call between guest and broker."""
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_CPU_MILLICORES = 1 << 31
 MAX_MEMORY_BYTES = 1 << 56
@@ -60,6 +63,7 @@ _URGENCY = {
 _GRANT_STAGE = {
     GrantStage.OFFERED: guest_pb2.GRANT_STAGE_OFFERED,
     GrantStage.SETTLED: guest_pb2.GRANT_STAGE_SETTLED,
+    GrantStage.ENDING: guest_pb2.GRANT_STAGE_ENDING,
 }
 _RECLAIM_STAGE = {
     ReclaimStage.ASK: guest_pb2.RECLAIM_STAGE_ASK,
@@ -257,6 +261,7 @@ def broker_message_to_wire(message: BrokerMessage) -> guest_pb2.NegotiateRespons
                 amount=message.amount,
                 stage=_GRANT_STAGE[message.stage],
                 remaining=remaining,
+                burst=message.burst,
             )
             return guest_pb2.NegotiateResponse(grant=grant)
         case Reclaim():
@@ -269,8 +274,24 @@ def broker_message_to_wire(message: BrokerMessage) -> guest_pb2.NegotiateRespons
                 reason=reason_to_wire(message.reason),
             )
             return guest_pb2.NegotiateResponse(reclaim=reclaim)
+        case Throttle():
+            throttle = guest_pb2.Throttle(
+                quota_millicores=message.quota_millicores, throttled_permille=message.throttled_permille
+            )
+            return guest_pb2.NegotiateResponse(throttle=throttle)
         case Heartbeat():
             return guest_pb2.NegotiateResponse(heartbeat=guest_pb2.Heartbeat())
+
+
+def broker_message_from_bytes(raw: bytes) -> BrokerMessage | None:
+    """As `broker_message_from_wire`, from the bytes as they came.
+
+    :raise ProtocolError: When the message makes no sense.
+    """
+    try:
+        return broker_message_from_wire(guest_pb2.NegotiateResponse.FromString(raw))
+    except DecodeError as error:
+        raise ProtocolError("a message that is not one of this protocol") from error
 
 
 def broker_message_from_wire(response: guest_pb2.NegotiateResponse) -> BrokerMessage | None:
@@ -299,6 +320,7 @@ def broker_message_from_wire(response: guest_pb2.NegotiateResponse) -> BrokerMes
                 amount=_within("grant.amount", grant.amount, _most(kind)),
                 stage=_known("grant.stage", _GRANT_STAGE_BACK.get(grant.stage)),
                 remaining_seconds=remaining,
+                burst=_within("grant.burst", grant.burst, grant.amount),
             )
         case "reclaim":
             reclaim = response.reclaim
@@ -310,6 +332,12 @@ def broker_message_from_wire(response: guest_pb2.NegotiateResponse) -> BrokerMes
                 stage=_known("reclaim.stage", _RECLAIM_STAGE_BACK.get(reclaim.stage)),
                 remaining_seconds=_seconds("reclaim.remaining", reclaim.remaining),
                 reason=reason_from_wire(reclaim.reason),
+            )
+        case "throttle":
+            throttle = response.throttle
+            return Throttle(
+                quota_millicores=_within("throttle.quota_millicores", throttle.quota_millicores, MAX_CPU_MILLICORES),
+                throttled_permille=_within("throttle.throttled_permille", throttle.throttled_permille, 1000),
             )
         case "heartbeat":
             return Heartbeat()
@@ -342,6 +370,9 @@ def limits_to_wire(limits: Limits) -> common_pb2.Limits:
         min=resources_to_wire(limits.min),
         max=resources_to_wire(limits.max),
         weight=resources_to_wire(limits.weight),
+        burst=resources_to_wire(limits.burst),
+        burst_credit=resources_to_wire(limits.burst_credit),
+        burst_refill=resources_to_wire(limits.burst_refill),
     )
 
 
@@ -351,7 +382,14 @@ def limits_from_wire(limits: common_pb2.Limits) -> Limits:
     :raise ProtocolError: When an amount is beyond any machine.
     """
     weight = resources_from_wire("limits.weight", limits.weight) if limits.HasField("weight") else Resources(100, 100)
-    return Limits(resources_from_wire("limits.min", limits.min), resources_from_wire("limits.max", limits.max), weight)
+    return Limits(
+        resources_from_wire("limits.min", limits.min),
+        resources_from_wire("limits.max", limits.max),
+        weight,
+        resources_from_wire("limits.burst", limits.burst),
+        resources_from_wire("limits.burst_credit", limits.burst_credit),
+        resources_from_wire("limits.burst_refill", limits.burst_refill),
+    )
 
 
 def usable_to_wire(usable: Usable) -> common_pb2.Usable:
@@ -425,4 +463,4 @@ def check_amounts(fields: dict[str, int]) -> None:
     :raise ProtocolError: When one is beyond any machine.
     """
     for name, value in fields.items():
-        _within(name, value, MAX_CPU_MILLICORES if name.endswith("_millicores") else MAX_MEMORY_BYTES)
+        _within(name, value, MAX_CPU_MILLICORES if name.startswith("cpu_") else MAX_MEMORY_BYTES)

@@ -207,13 +207,20 @@ class IngressRelay:
 
         self._listeners[guest] = _Listener(unix_listener(path), serve)
 
-    def listen_vsock(self, sock: socket.socket, guest_of: Callable[[int], str | None]) -> None:
+    def listen_vsock(
+        self,
+        sock: socket.socket,
+        guest_of: Callable[[int], str | None],
+        peer_of: Callable[[socket.socket], tuple[int, int]] = socket.socket.getpeername,
+    ) -> None:
         """Take connections on an AF_VSOCK socket: the peer's CID is the identity, a port below 1024
         proves that root opened it.
+
+        :param peer_of: CID and port of a connection; simulated guests have them otherwise than from vsock.
         """
 
         async def serve(connection: socket.socket) -> None:
-            cid, port = connection.getpeername()
+            cid, port = peer_of(connection)
             guest = guest_of(cid)
             if guest is None:
                 _log.warning("a connection from vsock CID %d, which is no guest's: closed", cid)

@@ -90,4 +90,8 @@ def _resource_to_wire(one: ResourceView) -> monitor_pb2.GuestResource:
         refusals=one.refusals,
         failures=one.failures,
         overdue=one.overdue,
+        burst=one.burst,
+        burst_credit=one.burst_credit,
+        quota=one.quota,
+        throttled_permille=one.throttled_permille,
     )

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 HELPER = ROOT / "guestd" / "guest" / "helper.py"
 PSI = ROOT / "guestd" / "guest" / "psi.py"
 """Opens PSI triggers, files in /proc/pressure that are written to be told of something."""
+CGROUP_FILES = ROOT / "guestd" / "broker" / "cgroup" / "files.py"
+"""Writes the control files of cgroups, and only those (tests/unit/broker/cgroup/test_files.py)."""
 IN_THE_VM = (ROOT / "guestd" / "lab", ROOT / "guestd" / "cli")
 """What runs in a lab's VM or on the developer's machine: allowed to write, but never to name /sys in it."""
 _WRITES = frozenset({"write_text", "write_bytes", "touch"})
@@ -58,7 +60,7 @@ def test_the_scan_sees_every_way_of_writing() -> None:
 def test_the_daemons_write_no_files_at_all(package: str) -> None:
     """Simpler than to tell where to: the daemons keep nothing in files (the journal is SQLite's)."""
     for path in sources():
-        if path.is_relative_to(ROOT / "guestd" / package) and path != PSI:
+        if path.is_relative_to(ROOT / "guestd" / package) and path not in (PSI, CGROUP_FILES):
             found = [f"{path}:{getattr(node, 'lineno', 0)}" for node in writes(ast.parse(path.read_text()))]
             assert found == []
 
@@ -86,12 +88,20 @@ def test_a_test_cannot_write_to_sys(request: pytest.FixtureRequest) -> None:
         lambda: Path(target).write_text("0"),
         lambda: os.open(target, os.O_WRONLY),
         lambda: Path("/tmp/../sys/devices/system/cpu/cpu0/no-such-file").open("r+"),  # noqa: SIM115
+        lambda: os.open("/sys/fs/cgroup/cpu/guestd-one/tasks", os.O_WRONLY),
+        lambda: os.open("/sys/fs/cgroup/cpu/guestd-test-x/../tasks", os.O_WRONLY),
+        lambda: os.open("/sys/fs/cgroup/cpu/guestd-test-x/cgroup.procs", os.O_WRONLY),
     ):
         with pytest.raises(BaseException, match="for writing") as caught:
             attempt()
         assert not isinstance(caught.value, Exception)
-    assert len(forbidden) == 4
+    assert len(forbidden) == 7
     forbidden.clear()
+
+
+def test_a_cpu_group_of_the_tests_own_may_be_written() -> None:
+    with pytest.raises(FileNotFoundError):
+        os.open("/sys/fs/cgroup/cpu/guestd-test-of-nothing/tasks", os.O_WRONLY)
 
 
 def test_a_test_cannot_use_vsock(request: pytest.FixtureRequest) -> None:

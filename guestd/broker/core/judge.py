@@ -6,20 +6,24 @@ from guestd.broker.core.guest import GuestState
 from guestd.broker.core.track import Phase, Timing, Track
 from guestd.model.messages import Reason
 from guestd.model.resources import Kind
-from guestd.model.units import round_down, round_up
+from guestd.model.units import MILLICORES_PER_VCPU, round_down, round_up
 from guestd.model.vm import VmStatus
+
+_QUOTA_STEP = 10
+"""A CPU quota moves by a tenth or more."""
 
 
 def may_shrink(guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float) -> bool:
     """Whether a shrink may begin."""
+    if track.phase is not Phase.IDLE or track.target >= track.reserved or now < track.shrink_after:
+        return False
     if guest.why_fixed(now, stale_seconds) is not None or guest.demand is None:
         return False
+    amount = shrink_amount(guest, track)
     return (
-        track.phase is Phase.IDLE
-        and track.target < track.reserved
-        and now >= track.shrink_after
-        and not (track.kind is Kind.MEMORY and guest.demand.under_memory_pressure)
-        and shrink_amount(guest, track) < track.reserved
+        not (track.kind is Kind.MEMORY and guest.demand.under_memory_pressure)
+        and amount < track.reserved
+        and not (amount > guest.bounds(track.kind)[0] and is_slight(guest, track, track.reserved - amount))
         and track.in_budget(now, timing, shrinking=True)
     )
 
@@ -30,6 +34,28 @@ def must_not_shrink(guest: GuestState, track: Track) -> bool:
     return guest.paused or pressed or (guest.vm is not None and guest.vm.status is not VmStatus.RUNNING)
 
 
+def must_force(guest: GuestState, track: Track) -> int | None:
+    """Down to what CPU time must be forced, whatever the guest says: its burst is over. None: nothing must."""
+    if track.kind is not Kind.CPU or not guest.bounded or guest.paused or not guest.vm_fresh:
+        return None
+    if guest.vm is None or guest.vm.status is not VmStatus.RUNNING or track.phase is Phase.UNPLUGGING:
+        return None
+    return guest.sustained(track.kind) if is_over_burst(guest, track) else None
+
+
+def is_over_burst(guest: GuestState, track: Track) -> bool:
+    """Whether it holds more than its maximum without credit for that."""
+    lent = track.lend is not None and track.lend.open
+    return not lent and guest.burst_held(track.kind) > 0
+
+
+def holds_too_much(guest: GuestState, track: Track) -> bool:
+    """Whether it holds more than it needs, is to have, or may."""
+    if track.reserved > track.target or is_over_burst(guest, track):
+        return True
+    return guest.demand is None or track.reserved > round_up(guest.demand.needed.get(track.kind), guest.unit(track.kind))
+
+
 def shrink_amount(guest: GuestState, track: Track) -> int:
     """How low a shrink may go now."""
     return max(track.target, guest.least(track.kind))
@@ -37,7 +63,7 @@ def shrink_amount(guest: GuestState, track: Track) -> int:
 
 def may_grow(guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float) -> bool:
     """Whether a grow may begin, or one under way may go further."""
-    if guest.why_fixed(now, stale_seconds) is not None or track.overdue or now < track.grow_after:
+    if track.overdue or now < track.grow_after or guest.why_fixed(now, stale_seconds) is not None:
         return False
     if track.phase is Phase.ASKING:
         return track.target >= track.reserved
@@ -47,6 +73,20 @@ def may_grow(guest: GuestState, track: Track, timing: Timing, stale_seconds: flo
     return track.target > aim and track.in_budget(now, timing, shrinking=False)
 
 
+def is_slight(guest: GuestState, track: Track, step: int) -> bool:
+    """Whether a step of a CPU quota is too small to be worth telling anybody."""
+    if track.kind is not Kind.CPU or not guest.bounded:
+        return False
+    return step < MILLICORES_PER_VCPU and step * _QUOTA_STEP < track.reserved
+
+
+def needs_asking(guest: GuestState, track: Track, amount: int) -> bool:
+    """Whether the guest has to do something before the hypervisor can take so much: all but a CPU quota."""
+    if track.kind is Kind.MEMORY or not guest.bounded:
+        return True
+    return max(guest.usable.vcpus_online, 1) > max(1, -(-amount // MILLICORES_PER_VCPU))
+
+
 def explain(guest: GuestState, track: Track, stale_seconds: float, now: float) -> Reason:
     """Why the target is what it is."""
     kind, fixed = track.kind, guest.why_fixed(now, stale_seconds)
@@ -54,17 +94,26 @@ def explain(guest: GuestState, track: Track, stale_seconds: float, now: float) -
         return Reason("fixed", f"keeps {kind.show(track.reserved)}: {fixed}")
     needed, target = guest.demand.needed.get(kind), track.target
     low, high = guest.bounds(kind)
+    unit = guest.unit(kind)
     shown = f"needs {kind.show(needed)}"
-    if target >= round_up(needed, guest.unit(kind)):
-        code = "min" if target == round_up(low, guest.unit(kind)) else "demand"
+    if is_over_burst(guest, track):
+        return Reason("burst-over", f"{shown}, its burst is over, max is {kind.show(high)}")
+    if now < track.shrink_after and low < target <= track.kept:
+        return Reason("kept", f"{shown}, would not go below {kind.show(track.kept)}")
+    if target > high:
+        return Reason("burst", f"{shown}, {kind.show(target - high)} of it lent above max {kind.show(high)}")
+    if target >= round_up(needed, unit):
+        code = "min" if target == round_up(low, unit) else "demand"
         return Reason(code, shown if code == "demand" else f"{shown}, min is {kind.show(low)}")
-    if target == round_down(high, guest.unit(kind)):
+    if target == round_down(high, unit):
         return Reason("max", f"{shown}, max is {kind.show(high)}")
     return Reason("share", f"{shown}, its share of a scarce pool is {kind.show(target)}")
 
 
 def alarms(guest: GuestState, timing: Timing, stale_seconds: float, now: float) -> Iterator[float]:
     """When something about the guest is to be decided again if nothing happens before."""
+    for track in guest.tracks.values():
+        yield from _burst_alarms(guest, track, timing, now)
     if guest.vm is None or guest.vm.status is not VmStatus.RUNNING or not guest.vm_fresh:
         return
     if guest.last_seen is not None and not guest.stale(now, stale_seconds):
@@ -75,8 +124,32 @@ def alarms(guest: GuestState, timing: Timing, stale_seconds: float, now: float) 
         if track.phase is Phase.UNPLUGGING and track.kind is Kind.CPU:
             yield track.repeat_at
         for at in (track.grow_after, track.shrink_after):
-            if at > now and track.phase is Phase.IDLE and track.target != track.reserved:
+            if at > now and track.phase is Phase.IDLE and (track.target != track.reserved or track.kept):
                 yield at
         budget_back = track.begun[0] + timing.budget_window_seconds if track.begun else 0.0
         if budget_back > now and len(track.begun) >= timing.budget_resizes // 2:
             yield budget_back
+
+
+def burst_threshold(guest: GuestState, kind: Kind, timing: Timing) -> int:
+    """The credit, in resource x seconds, with which a burst may begin."""
+    limits = guest.limits
+    above = limits.burst.get(kind) - limits.max.get(kind)
+    return min(limits.burst_credit.get(kind), round(above * timing.burst_least_seconds))
+
+
+def _burst_alarms(guest: GuestState, track: Track, timing: Timing, now: float) -> Iterator[float]:
+    lend, kind = track.lend, track.kind
+    if lend is None:
+        return
+    above = guest.burst_held(kind)
+    if above and lend.open:
+        left = lend.bucket.seconds_left(above)
+        yield now + max(left, 0.001)
+        if not lend.noticed:
+            yield now + max(left - timing.burst_notice_seconds, 0.001)
+        yield max(now, lend.recorded_at + timing.credit_record_seconds) + 0.001
+    elif not above and not lend.open:
+        wait = lend.bucket.seconds_until(burst_threshold(guest, kind, timing), guest.limits.burst_refill.get(kind))
+        if wait != float("inf"):
+            yield now + max(wait, 0.001)

@@ -8,50 +8,32 @@ The law:
 3. What is reserved never falls before the hypervisor confirmed, and rises durably before anything is
    plugged (`Record` precedes the request in the list).
 4. Nothing is decided about a guest that is paused, silent, away, or whose VM does not plainly run; it
-   keeps what it has, and that is charged.
+   keeps what it has, and that is charged. Only CPU time above its maximum ends with its burst.
 5. Only what is free is granted above a minimum; what others are to give back counts when it is back.
+6. Only guests that something happened to, whose alarm rang, or whose target moved are looked at: the cost of
+   a decision does not grow with the number of guests, but for the allocation itself.
 
 Weak spots: a guest that promises memory and does not let go of it costs one progress deadline each
 time it is asked, with growing pauses between. A CPU that refuses to go is asked for again likewise.
 """
 
-from collections.abc import Callable, Mapping
+import heapq
+from collections.abc import Mapping
 
-from guestd.broker.core import judge, ledger
-from guestd.broker.core.actions import (
-    Action,
-    HypervisorAction,
-    Log,
-    Observe,
-    Record,
-    RequestMemory,
-    RequestVcpus,
-    Send,
-    SettleMemory,
-)
-from guestd.broker.core.allocate import allocate
+from guestd.broker.core import judge, ledger, lend
+from guestd.broker.core.actions import Action, HypervisorAction, Observe, RequestCpuQuota, RequestVcpus, Send
+from guestd.broker.core.allocate import Pool
 from guestd.broker.core.guest import GuestState
+from guestd.broker.core.resize import Resizer
 from guestd.broker.core.track import Phase, Timing, Track
 from guestd.model.errors import NotFoundError, SupersededError, VersionError
-from guestd.model.messages import (
-    Ack,
-    AckStatus,
-    Demand,
-    Grant,
-    GrantStage,
-    Heartbeat,
-    Hello,
-    OrderId,
-    Reclaim,
-    ReclaimStage,
-    Welcome,
-)
+from guestd.model.messages import Ack, AckStatus, Demand, Heartbeat, Hello, Throttle, Welcome
 from guestd.model.resources import Kind, Limits, Resources
-from guestd.model.units import MILLICORES_PER_VCPU, round_down, round_up
+from guestd.model.units import round_down
 from guestd.model.vm import VmState, VmStatus
 
 PROTOCOL = 1
-_NEXT_STAGE = {ReclaimStage.ASK: ReclaimStage.URGE, ReclaimStage.URGE: ReclaimStage.OVERDUE}
+_THROTTLE_STEP_PERMILLE = 100
 
 
 class BrokerMachine:
@@ -72,23 +54,40 @@ class BrokerMachine:
         self.heartbeat_seconds = heartbeat_seconds
         self.timing = timing or Timing()
         self.guests: dict[str, GuestState] = {}
-        self._last_request = 0
+        self._resizer = Resizer(epoch, self.timing)
+        self._pools = self._new_pools()
         self._last_session = 0
-        self._out: list[Action] = []
+        self._touched: set[str] = set()  # something happened to them
+        self._hungry: dict[Kind, set[str]] = {kind: set() for kind in Kind}  # wait for what is not free yet
+        self._alarms: list[tuple[float, str]] = []
+        self._alarm_of: dict[str, float] = {}
 
     # ---- the operator ----------------------------------------------------------------------------
 
-    def add_guest(self, name: str, limits: Limits, reserved: Resources | None = None, revision: int = 0) -> None:
-        """Take a guest in. `reserved` and `revision` come from the journal and hold until the hypervisor speaks.
+    def add_guest(
+        self,
+        name: str,
+        limits: Limits,
+        reserved: Resources | None = None,
+        revision: int = 0,
+        credit: Resources | None = None,
+        park: bool = False,
+    ) -> None:
+        """Take a guest in. `reserved`, `revision` and burst `credit` come from the journal; what is reserved holds
+        until the hypervisor speaks. Without a `credit` the buckets are full.
 
         :raise AdmissionError: When its minimum does not fit.
         """
-        ledger.admit(self.host, {**self._limits(), name: limits})
-        guest = GuestState(name, limits, revision=revision)
+        for kind, book in self._resizer.books.items():
+            ledger.check_minimums(self.host, kind, book.minimums + limits.min.get(kind), len(book) + 1)
+        guest = GuestState(name, limits, park, revision=revision, saved_credit=credit)
         for kind in Kind:
-            guest.tracks[kind].reserved = (reserved or Resources()).get(kind)
+            track = guest.tracks[kind]
+            track.reserved = (reserved or Resources()).get(kind)
+            self._resizer.books[kind].put(name, track.reserved, limits.min.get(kind))
         self.guests[name] = guest
-        self._out.append(Observe(name))
+        self._touched.add(name)
+        self._resizer.out.append(Observe(name))
 
     def remove_guest(self, name: str) -> None:
         """Forget a guest; its VM stays as it is.
@@ -97,6 +96,12 @@ class BrokerMachine:
         """
         self._guest(name)
         del self.guests[name]
+        self._touched.discard(name)
+        self._alarm_of.pop(name, None)
+        for kind in Kind:
+            self._resizer.books[kind].remove(name)
+            self._pools[kind].remove(name)
+            self._hungry[kind].discard(name)
 
     def set_limits(self, name: str, limits: Limits) -> None:
         """New limits, effective with the next actions.
@@ -105,8 +110,10 @@ class BrokerMachine:
         :raise AdmissionError: When the minimums no longer fit, with the numbers.
         """
         guest = self._guest(name)
-        ledger.admit(self.host, {**self._limits(), name: limits})
-        guest.limits = limits
+        for kind, book in self._resizer.books.items():
+            minimums = book.minimums - guest.limits.min.get(kind) + limits.min.get(kind)
+            ledger.check_minimums(self.host, kind, minimums, len(book))
+        self._adopt(guest, limits)
 
     def set_host(self, host: ledger.HostCapacity, limits: Mapping[str, Limits]) -> None:
         """Another capacity, with the limits that are to hold in it, all at once: a minimum may move from one
@@ -114,10 +121,21 @@ class BrokerMachine:
 
         :raise AdmissionError: When the minimums don't fit; nothing is changed.
         """
-        ledger.admit(host, dict(limits))
+        ledger.admit(host, limits)
+        taxed_anew = host.idle_tax != self.host.idle_tax
         self.host = host
+        if taxed_anew:
+            self._pools = self._new_pools()
         for name, guest in self.guests.items():
-            guest.limits = limits.get(name, guest.limits)
+            self._adopt(guest, limits.get(name, guest.limits))
+
+    def _adopt(self, guest: GuestState, limits: Limits) -> None:
+        for kind in Kind:
+            track = guest.tracks[kind]
+            lend.flow(guest, track, self._resizer.now)
+            self._resizer.books[kind].put(guest.name, track.reserved, limits.min.get(kind))
+        guest.limits = limits
+        self._touched.add(guest.name)
 
     def pause(self, name: str, paused: bool) -> None:
         """Stop or resume decisions about a guest.
@@ -125,6 +143,7 @@ class BrokerMachine:
         :raise NotFoundError: When there is none of that name.
         """
         self._guest(name).paused = paused
+        self._touched.add(name)
 
     # ---- the hypervisor --------------------------------------------------------------------------
 
@@ -137,6 +156,7 @@ class BrokerMachine:
         rebooted = guest.vm is not None and state.resets > guest.vm.resets
         guest.vm = state
         guest.vm_fresh = state.status is not VmStatus.UNREACHABLE
+        self._touched.add(name)
         for track in guest.tracks.values():
             if state.status is VmStatus.GONE:
                 track.end()
@@ -152,16 +172,18 @@ class BrokerMachine:
         if guest is None:
             return
         guest.vm_fresh = False
-        self._out.append(Observe(name))
-        kind = Kind.CPU if isinstance(action, RequestVcpus) else Kind.MEMORY
-        track = guest.tracks[kind]
+        self._touched.add(name)
+        self._resizer.out.append(Observe(name))
         if isinstance(action, Observe):
             return
+        kind = Kind.CPU if isinstance(action, RequestVcpus | RequestCpuQuota) else Kind.MEMORY
+        track = guest.tracks[kind]
         track.counters.failures += 1
-        self._log(guest, kind, f"hypervisor {'lost the answer to' if unknown else 'refused'} a request: {text}")
+        lost = "lost the answer to" if unknown else "refused"
+        self._resizer.log(guest, kind, f"hypervisor {lost} a request: {text}")
         track.doubtful = unknown
         if not unknown and track.phase in (Phase.PLUGGING, Phase.UNPLUGGING):
-            self._withdraw(guest, track)
+            self._resizer.withdraw(track)
             track.set_back(now, self.timing)
 
     # ---- the guest -------------------------------------------------------------------------------
@@ -184,6 +206,7 @@ class BrokerMachine:
             raise SupersededError("a newer guest daemon of this VM has the floor")
         self._last_session += 1
         guest.session, guest.identity, guest.demand = self._last_session, hello.identity, None
+        guest.throttled_permille = 0
         self._heard(guest, now)
         guest.usable = hello.usable
         for track in guest.tracks.values():
@@ -199,6 +222,7 @@ class BrokerMachine:
         if guest is None or guest.session != session:
             return
         guest.session = 0
+        self._touched.add(name)
         for track in guest.tracks.values():
             if track.phase is Phase.ASKING:
                 track.end()
@@ -228,245 +252,150 @@ class BrokerMachine:
         track = guest.tracks[ack.kind]
         if track.order is None or ack.id != track.order:
             return
+        self._resizer.now = now
         if track.phase is Phase.ASKING:
-            self._on_reclaim_answer(guest, track, ack, now)
+            self._resizer.answer(guest, track, ack)
         elif ack.status is not AckStatus.DONE:
             track.counters.refusals += 1
-            self._log(guest, ack.kind, f"guest could use only {ack.kind.show(ack.achieved)}: {ack.refusal} {ack.text}")
+            self._resizer.log(
+                guest, ack.kind, f"guest could use only {ack.kind.show(ack.achieved)}: {ack.refusal} {ack.text}"
+            )
             track.grow_after = max(track.grow_after, now + self.timing.retry_seconds)
-
-    def _on_reclaim_answer(self, guest: GuestState, track: Track, ack: Ack, now: float) -> None:
-        kind = track.kind
-        if judge.must_not_shrink(guest, track):
-            return
-        offered = max(round_up(max(ack.achieved, track.amount), guest.unit(kind)), guest.least(kind))
-        if ack.status is not AckStatus.DONE:
-            track.counters.refusals += 1
-            self._log(
-                guest, kind, f"asked down to {kind.show(track.amount)}, guest can do "
-                f"{kind.show(ack.achieved)}: {ack.refusal} {ack.text}"
-            )  # fmt: skip
-        if ack.status is AckStatus.REFUSED or offered >= track.reserved:
-            track.end()
-            track.set_back(now, self.timing, ack.retry_after_seconds)
-            track.announce = True
-            return
-        held = guest.vm.held(kind) if guest.vm else track.reserved
-        order = track.order
-        track.begin(Phase.UNPLUGGING, offered, now, self.timing.unplug_progress_seconds, held)
-        track.order = order
-        track.repeat_at = now + self.timing.unplug_repeat_seconds
-        self._out.append(self._request(guest.name, kind, offered))
 
     # ---- decisions -------------------------------------------------------------------------------
 
     def next_actions(self, now: float) -> list[Action]:
         """What to do now, in this order. Calling again at once returns nothing new."""
-        for guest in self._by_name():
-            for track in guest.tracks.values():
-                self._follow(guest, track, now)
+        self._resizer.now = now
+        self._ring(now)
+        looked_at = sorted(self._touched)
+        self._touched.clear()
+        for name in looked_at:
+            self._see(self.guests[name])
+        concerned = set(looked_at)
         for kind in Kind:
-            self._balance(kind, now)
-        for guest in self._by_name():
+            concerned.update(self._balance(kind, looked_at))
+        for name in sorted(concerned):
+            guest = self.guests[name]
             for track in guest.tracks.values():
-                self._announce(guest, track)
-        actions, self._out = self._out, []
+                self._resizer.announce(guest, track)
+            self._set_alarm(guest, now)
+        actions, self._resizer.out = self._resizer.out, []
         return actions
 
     def wake_at(self, now: float) -> float | None:
         """When to call `next_actions` again if nothing happens before."""
-        return min(
-            (at for guest in self.guests.values() for at in judge.alarms(guest, self.timing, self._stale_seconds, now)),
-            default=None,
-        )
+        if self._touched:
+            return now
+        while self._alarms and self._alarm_of.get(self._alarms[0][1]) != self._alarms[0][0]:
+            heapq.heappop(self._alarms)
+        return self._alarms[0][0] if self._alarms else None
 
-    def _follow(self, guest: GuestState, track: Track, now: float) -> None:
-        """See how far the resize under way has come, and keep the book."""
-        vm = guest.vm
-        if vm is not None and vm.status is VmStatus.GONE:
-            self._reserve(guest, track, 0)
-        elif vm is not None and vm.status is VmStatus.RUNNING and guest.vm_fresh:
-            self._FOLLOW[track.phase](self, guest, track, vm, now)
-        elif vm is not None and vm.status is VmStatus.FROZEN:
-            self._reserve(guest, track, max(vm.held(track.kind), track.reserved))
+    def _ring(self, now: float) -> None:
+        while self._alarms and self._alarms[0][0] <= now:
+            at, name = heapq.heappop(self._alarms)
+            if self._alarm_of.get(name) == at:
+                del self._alarm_of[name]
+                self._touched.add(name)
 
-    def _follow_idle(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
-        self._reserve(guest, track, vm.held(track.kind))
+    def _set_alarm(self, guest: GuestState, now: float) -> None:
+        at = min(judge.alarms(guest, self.timing, self._stale_seconds, now), default=None)
+        if at is None:
+            self._alarm_of.pop(guest.name, None)
+        elif at < self._alarm_of.get(guest.name, float("inf")):  # an earlier one rings for nothing, and is set anew
+            self._alarm_of[guest.name] = at
+            heapq.heappush(self._alarms, (at, guest.name))
 
-    def _follow_plugging(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
-        held, plugged = vm.held(track.kind), vm.plugged(track.kind)
-        doubtful, track.doubtful = track.doubtful, False
-        if doubtful and held < track.amount:  # asked again, the hypervisor knows of no such request
-            self._reserve(guest, track, held)
-            self._finish(guest, track, f"the request for {track.kind.show(track.amount)} was lost")
+    def _see(self, guest: GuestState) -> None:
+        """Follow what is under way with one guest, and have it claim what it is to compete for."""
+        now = self._resizer.now
+        for kind, track in guest.tracks.items():
+            self._resizer.follow(guest, track)
+            text = lend.tend(guest, track, self.timing, now)
+            if text is not None:
+                self._resizer.log(guest, kind, text)
+            recorded = track.lend.recorded_at if track.lend else now
+            if now - recorded >= self.timing.credit_record_seconds and guest.burst_held(kind):
+                self._resizer.record(guest)
+        for kind in Kind:
+            self._pools[kind].put(guest.name, guest.claim(kind, now, self._stale_seconds))
+        self._tell_throttled(guest)
+
+    def _tell_throttled(self, guest: GuestState) -> None:
+        """What the guest cannot see for itself: that its quota holds it back."""
+        if guest.vm is None or not guest.connected:
             return
-        self._reserve(guest, track, max(held, track.amount))
-        if plugged >= track.amount:
-            track.counters.grows += 1
-            track.succeed()
-            track.shrink_after = max(track.shrink_after, now + self.timing.cool_down_seconds)
-            self._finish(guest, track, f"grown to {track.kind.show(plugged)}")
-        elif plugged > track.progress:
-            track.progress, track.deadline = plugged, now + self.timing.plug_progress_seconds
-        elif now >= track.deadline:
-            self._stop_short(guest, track, now, f"no progress beyond {track.kind.show(plugged)}")
+        new, told = guest.vm.cpu_throttled_permille, guest.throttled_permille
+        if abs(new - told) >= _THROTTLE_STEP_PERMILLE or (new == 0) != (told == 0):
+            guest.throttled_permille = new
+            message = Throttle(guest.vm.cpu_quota_millicores, new)
+            self._resizer.out.append(Send(guest.name, guest.session, message))
 
-    def _follow_asking(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
-        self._reserve(guest, track, vm.held(track.kind))
-        if judge.must_not_shrink(guest, track):
-            self._finish(
-                guest, track, "not asking any more: " + ("paused" if guest.paused else "under memory pressure")
-            )
-            return
-        if now < track.deadline:
-            return
-        stage = _NEXT_STAGE.get(track.stage)
-        if stage is None:
-            track.overdue = True
-            track.set_back(now, self.timing)
-            self._finish(guest, track, "no answer to a reclaim, overdue")
-        else:
-            self._ask(guest, track, track.amount, stage, now)
-
-    def _follow_unplugging(self, guest: GuestState, track: Track, vm: VmState, now: float) -> None:
-        held = vm.held(track.kind)
-        self._reserve(guest, track, held)
-        if held <= track.amount:
-            track.counters.shrinks += 1
-            track.succeed()
-            self._finish(guest, track, f"shrunk to {track.kind.show(held)}")
-        elif judge.must_not_shrink(guest, track):
-            track.counters.partials += 1
-            self._settle(guest, track, "the guest must not shrink now")
-        elif held < track.progress:
-            track.progress, track.deadline = held, now + self.timing.unplug_progress_seconds
-            self._unplug_vcpus(guest, track, now)
-        elif now >= track.repeat_at and now < track.deadline:
-            self._unplug_vcpus(guest, track, now)
-        elif now >= track.deadline:
-            track.counters.partials += 1
-            self._stop_short(guest, track, now, f"guest keeps {track.kind.show(held)}")
-
-    def _unplug_vcpus(self, guest: GuestState, track: Track, now: float) -> None:
-        """vCPUs go one by one: ask for the next, or for one again whose removal was lost."""
-        track.repeat_at = now + self.timing.unplug_repeat_seconds
-        if track.kind is Kind.CPU:
-            self._out.append(self._request(guest.name, track.kind, track.amount))
-
-    _FOLLOW: Mapping[Phase, Callable[["BrokerMachine", GuestState, Track, VmState, float], None]] = {
-        Phase.IDLE: _follow_idle,
-        Phase.PLUGGING: _follow_plugging,
-        Phase.ASKING: _follow_asking,
-        Phase.UNPLUGGING: _follow_unplugging,
-    }
-
-    def _stop_short(self, guest: GuestState, track: Track, now: float, text: str) -> None:
-        """What was achieved stays; the rest is not asked for any more."""
-        if track.phase is Phase.PLUGGING:
-            track.counters.failures += 1
-        track.set_back(now, self.timing)
-        self._settle(guest, track, text)
-
-    def _settle(self, guest: GuestState, track: Track, text: str) -> None:
-        if track.kind is Kind.MEMORY:
-            self._out.append(SettleMemory(guest.name))
-            guest.vm_fresh = False
-        self._out.append(Observe(guest.name))
-        self._finish(guest, track, f"ended short of {track.kind.show(track.amount)}: {text}")
-
-    def _finish(self, guest: GuestState, track: Track, text: str) -> None:
-        self._log(guest, track.kind, text)
-        self._withdraw(guest, track)
-
-    def _withdraw(self, guest: GuestState, track: Track) -> None:
-        """Back to idle; the guest hears what it has."""
-        track.end()
-        track.announce = True
-
-    def _balance(self, kind: Kind, now: float) -> None:
-        """Decide the targets of one kind and begin what leads there: free first, then grow."""
-        claims = [guest.claim(kind, now, self._stale_seconds) for guest in self._by_name()]
-        capacity = self.host.for_guests(kind, len(self.guests))
-        targets = allocate(capacity, claims)
-        for guest in self._by_name():
-            track = guest.tracks[kind]
-            track.target = targets[guest.name]
-            track.overdue = track.overdue and track.reserved > track.target
-            track.reason = judge.explain(guest, track, self._stale_seconds, now)
-            if judge.may_shrink(guest, track, self.timing, self._stale_seconds, now):
-                self._ask(guest, track, judge.shrink_amount(guest, track), ReclaimStage.ASK, now)
-        growing = [
-            guest
-            for guest in self._by_name()
-            if judge.may_grow(guest, guest.tracks[kind], self.timing, self._stale_seconds, now)
-        ]
+    def _balance(self, kind: Kind, looked_at: list[str]) -> set[str]:
+        """Decide the targets of one kind and begin what leads there: free first, then grow. Whom it concerned."""
+        host, count, now = self.host, len(self.guests), self._resizer.now
+        capacity = host.for_guests(kind, count)
+        pool = self._pools[kind]
+        moved = pool.solve(capacity, host.backed(kind, count) if kind is Kind.MEMORY else capacity)
+        concerned = {*looked_at, *moved}
+        for name in sorted(concerned):
+            self._decide(self.guests[name], kind, pool.target(name))
+        growing = [self.guests[name] for name in self._hungry[kind]]
         growing.sort(key=lambda guest: (guest.tracks[kind].reserved / guest.limits.weight.get(kind), guest.name))
         for guest in growing:
-            self._grow(guest, guest.tracks[kind], now, capacity)
+            track = guest.tracks[kind]
+            if judge.may_grow(guest, track, self.timing, self._stale_seconds, now):
+                self._grow(guest, track, capacity)
+                concerned.add(guest.name)
+        return concerned
 
-    def _grow(self, guest: GuestState, track: Track, now: float, capacity: int) -> None:
-        if track.phase is Phase.ASKING:
+    def _decide(self, guest: GuestState, kind: Kind, target: int) -> None:
+        """What one guest's target means for it."""
+        track, now, stale = guest.tracks[kind], self._resizer.now, self._stale_seconds
+        track.target = target
+        track.overdue = track.overdue and judge.holds_too_much(guest, track)
+        track.reason = judge.explain(guest, track, stale, now)
+        forced = judge.must_force(guest, track)
+        if forced is not None:
+            track.counters.forced += 1
             track.end()
-            track.announce = True
-        kind, unit = track.kind, guest.unit(track.kind)
-        room = max(0, ledger.free(capacity, self._entries(kind)))
+            self._resizer.log(guest, kind, f"taking CPU time by quota: {track.reason.text}")
+            self._resizer.force(guest, track, forced)
+        elif judge.may_shrink(guest, track, self.timing, stale, now):
+            self._resizer.shrink(guest, track, judge.shrink_amount(guest, track))
+        aim = track.amount if track.phase is Phase.PLUGGING else track.reserved
+        wants = target > aim or (track.phase is Phase.ASKING and target >= track.reserved)
+        wants = wants and not (self._pools[kind].scarce and judge.is_slight(guest, track, target - aim))
+        (self._hungry[kind].add if wants else self._hungry[kind].discard)(guest.name)
+
+    def _grow(self, guest: GuestState, track: Track, capacity: int) -> None:
+        resizer, kind, unit = self._resizer, track.kind, guest.unit(track.kind)
+        if track.phase is Phase.ASKING:
+            resizer.withdraw(track)
+        charged = resizer.books[kind].charged
+        room = max(0, capacity - charged)
         amount = min(track.target, self._without_asking(guest, track, capacity) + round_down(room, unit))
+        sustained = guest.sustained(kind)
+        if amount > sustained:  # a burst is lent from what is really there
+            backed = self.host.backed(kind, len(self.guests)) if kind is Kind.MEMORY else capacity
+            amount = max(sustained, min(amount, track.reserved + round_down(max(0, backed - charged), unit)))
         if kind is Kind.CPU:
             amount = round_down(amount, unit)
-        if amount <= track.reserved:
-            return
-        plugged = guest.vm.plugged(kind) if guest.vm else 0
-        track.begin(Phase.PLUGGING, amount, now, self.timing.plug_progress_seconds, plugged)
-        guest.revision += 1
-        track.order = self._order(guest)
-        self._reserve(guest, track, amount)
-        self._log(guest, kind, f"growing to {kind.show(amount)}: {track.reason.text}")
-        self._out.append(self._request(guest.name, kind, amount))
-        track.announce = False
-        self._out.append(Send(guest.name, guest.session, Grant(track.order, kind, amount, GrantStage.OFFERED)))
+        slight = amount < track.target and judge.is_slight(guest, track, amount - track.reserved)
+        if amount > track.reserved and not slight:
+            resizer.grow(guest, track, amount)
+        if track.amount >= track.target and track.phase is Phase.PLUGGING:
+            self._hungry[kind].discard(guest.name)
 
     def _without_asking(self, guest: GuestState, track: Track, capacity: int) -> int:
         """What is the guest's own in any case: its minimum, as far as nobody else holds what backs it (a
         minimum that was just raised may still be lent to others).
         """
         low = guest.limits.min.get(track.kind)
-        unlent = max(0, capacity - sum(entry.reserved for entry in self._entries(track.kind)))
+        unlent = max(0, capacity - self._resizer.books[track.kind].reserved)
         if track.reserved + unlent >= low:
             return max(track.reserved, low)
         return track.reserved + round_down(unlent, guest.unit(track.kind))
-
-    def _ask(self, guest: GuestState, track: Track, amount: int, stage: ReclaimStage, now: float) -> None:
-        if stage is ReclaimStage.ASK:
-            guest.revision += 1
-            track.order = self._order(guest)
-            self._log(guest, track.kind, f"asking down to {track.kind.show(amount)}: {track.reason.text}")
-        if track.order is None:
-            return
-        seconds = {
-            ReclaimStage.ASK: self.timing.ask_seconds,
-            ReclaimStage.URGE: self.timing.urge_seconds,
-            ReclaimStage.OVERDUE: self.timing.overdue_seconds,
-        }[stage]
-        order, track.stage = track.order, stage
-        track.begin(Phase.ASKING, amount, now, seconds, track.reserved)
-        track.order = order
-        message = Reclaim(order, track.kind, amount, stage, seconds, track.reason)
-        self._out.append(Send(guest.name, guest.session, message))
-
-    def _announce(self, guest: GuestState, track: Track) -> None:
-        """Tell the guest its grant where it may not know it: after hello, and when a resize ended."""
-        if not (track.announce and guest.connected and guest.vm is not None and guest.vm_fresh):
-            return
-        if guest.vm.status is not VmStatus.RUNNING or track.phase in (Phase.ASKING, Phase.UNPLUGGING):
-            return
-        track.announce = False
-        guest.revision += 1
-        plugging = track.phase is Phase.PLUGGING
-        order = self._order(guest)
-        if plugging:
-            track.order = order
-        stage = GrantStage.OFFERED if plugging else GrantStage.SETTLED
-        self._out.append(Send(guest.name, guest.session, Grant(order, track.kind, track.reserved, stage)))
 
     # ---- small parts -----------------------------------------------------------------------------
 
@@ -476,28 +405,18 @@ class BrokerMachine:
 
     def free(self, kind: Kind) -> int:
         """What can be granted above minimums now."""
-        capacity = self.host.for_guests(kind, len(self.guests))
-        return max(0, ledger.free(capacity, self._entries(kind)))
+        return max(0, self.host.for_guests(kind, len(self.guests)) - self._resizer.books[kind].charged)
 
-    def _entries(self, kind: Kind) -> list[ledger.Entry]:
-        return [ledger.Entry(guest.tracks[kind].reserved, guest.limits.min.get(kind)) for guest in self.guests.values()]
+    def scarce(self, kind: Kind) -> bool:
+        """Whether some guest does not get what it needs and may have."""
+        return self._pools[kind].scarce
 
-    def _reserve(self, guest: GuestState, track: Track, amount: int) -> None:
-        if amount != track.reserved:
-            track.reserved = amount
-            self._out.append(Record(guest.name, guest.reserved, guest.revision))
-
-    def _request(self, name: str, kind: Kind, amount: int) -> RequestVcpus | RequestMemory:
-        if kind is Kind.CPU:
-            return RequestVcpus(name, amount // MILLICORES_PER_VCPU)
-        return RequestMemory(name, amount)
-
-    def _order(self, guest: GuestState) -> OrderId:
-        self._last_request += 1
-        return OrderId(self.epoch, self._last_request, guest.revision)
+    def _new_pools(self) -> dict[Kind, Pool]:
+        return {kind: Pool(kind, self.host.idle_tax if kind is Kind.MEMORY else 0.0) for kind in Kind}
 
     def _heard(self, guest: GuestState, now: float) -> None:
         guest.last_seen = now
+        self._touched.add(guest.name)
 
     def _speaking(self, name: str, session: int) -> GuestState | None:
         guest = self.guests.get(name)
@@ -507,12 +426,3 @@ class BrokerMachine:
         if name not in self.guests:
             raise NotFoundError(f"no guest named {name!r}")
         return self.guests[name]
-
-    def _limits(self) -> dict[str, Limits]:
-        return {name: guest.limits for name, guest in self.guests.items()}
-
-    def _by_name(self) -> list[GuestState]:
-        return [self.guests[name] for name in sorted(self.guests)]
-
-    def _log(self, guest: GuestState, kind: Kind, text: str) -> None:
-        self._out.append(Log(guest.name, kind, text))

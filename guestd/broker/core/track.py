@@ -9,12 +9,15 @@
      └── progress: settle what is there ──┘       │                         ▼
                                                   └── hypervisor confirms ─ UNPLUGGING
                                                       all, or stops short
+
+CPU that a quota bounds may skip ASKING: where no CPU has to go offline, and where the guest does not answer.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from guestd.broker.core.burst import Bucket
 from guestd.model.messages import OrderId, Reason, ReclaimStage
 from guestd.model.resources import Kind
 
@@ -49,6 +52,9 @@ class Timing:
     stale_heartbeats: float = 3.0  # silence after which a report is stale
     budget_window_seconds: float = 60.0
     budget_resizes: int = 60  # resizes begun per window; shrinks may use half of it
+    burst_notice_seconds: float = 10.0  # a burst's end is announced so long before
+    burst_least_seconds: float = 30.0  # a burst begins when its credit lasts so long, or is full
+    credit_record_seconds: float = 30.0  # how often the credit of a burst that goes on is made durable
 
 
 @dataclass(slots=True)
@@ -60,6 +66,19 @@ class Counters:
     partials: int = 0
     refusals: int = 0
     failures: int = 0
+    overdue: int = 0
+    bursts: int = 0
+    forced: int = 0
+
+
+@dataclass(slots=True)
+class Lend:
+    """What a guest may hold above its maximum: the credit, and whether it may be used."""
+
+    bucket: Bucket
+    open: bool = False
+    noticed: bool = False  # the guest was told that it ends
+    recorded_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -81,9 +100,10 @@ class Track:
     shrink_after: float = 0.0
     setbacks: int = 0  # refusals and failures in a row
     overdue: bool = False
+    kept: int = 0  # what the guest would not go below, believed until `shrink_after`
+    lend: Lend | None = None
     doubtful: bool = False  # the outcome of the last request is unknown
     announce: bool = False  # the guest has to hear its grant (again)
-    onlined: int = 0
     begun: deque[float] = field(default_factory=deque)
     counters: Counters = field(default_factory=Counters)
 

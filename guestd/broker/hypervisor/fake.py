@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
 from guestd.model.errors import HypervisorError, HypervisorGone, HypervisorUnreachable, OutcomeUnknown
-from guestd.model.units import GIB, MIB, round_down
+from guestd.model.resources import Kind
+from guestd.model.units import GIB, MIB, MILLICORES_PER_VCPU, round_down
 from guestd.model.vm import VmState, VmStatus
 
 _BALLOON_FLOOR_BYTES = 128 * MIB
@@ -37,6 +38,7 @@ class FakeVm:
     :param plug_rate: Bytes per second at which the guest takes memory; None: at once.
     :param unplug_rate: Bytes per second at which the guest gives memory; None: at once.
     :param cpu_unplug_seconds: How long the guest takes to let one vCPU go.
+    :param cpu_enforced: Whether its host can bound its CPU time.
     :param command_seconds: How long each request takes, asked of `sleep`.
     """
 
@@ -45,6 +47,8 @@ class FakeVm:
     _ballooned: int
     _balloon_target: int
     _resets: int
+    _cpu_quota: int  # millicores; 0: none
+    _cpu_throttled: int  # permille
 
     def __init__(
         self,
@@ -58,13 +62,14 @@ class FakeVm:
         plug_rate: int | None = None,
         unplug_rate: int | None = None,
         cpu_unplug_seconds: float = 0.0,
+        cpu_enforced: bool = False,
         command_seconds: float = 0.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.boot_bytes, self.device_bytes, self.unit_bytes = boot_bytes, device_bytes, unit_bytes
         self.has_balloon, self.boot_vcpus, self.vcpus_max = balloon, vcpus, vcpus_max
         self.plug_rate, self.unplug_rate, self.cpu_unplug_seconds = plug_rate, unplug_rate, cpu_unplug_seconds
-        self.command_seconds, self._sleep = command_seconds, sleep
+        self.cpu_enforced, self.command_seconds, self._sleep = cpu_enforced, command_seconds, sleep
         #: Every request made, as (method, amount).
         self.requests: list[tuple[str, int]] = []
         #: The guest never gives memory below this, nor vCPUs below that.
@@ -108,10 +113,16 @@ class FakeVm:
             memory_max_bytes=self.boot_bytes + self.device_bytes,
             memory_unit_bytes=self.unit_bytes,
             resets=self._resets,
+            cpu_enforced=self.cpu_enforced,
+            cpu_quota_millicores=self._cpu_quota,
+            cpu_throttled_permille=self._cpu_throttled if self._cpu_quota else 0,
         )
 
     async def request_vcpus(self, count: int) -> None:
         await self._command("request_vcpus", count, lambda: self._set_vcpus(count))
+
+    async def request_cpu_quota(self, millicores: int) -> None:
+        await self._command("request_cpu_quota", millicores, lambda: self._set_cpu_quota(millicores))
 
     async def request_memory(self, amount_bytes: int) -> None:
         await self._command("request_memory", amount_bytes, lambda: self._set_memory(amount_bytes))
@@ -130,6 +141,34 @@ class FakeVm:
     def guest_memory_bytes(self) -> int:
         """Memory that the guest kernel has, boot memory included."""
         return self.boot_bytes - self._ballooned + self._size
+
+    @property
+    def status(self) -> VmStatus:
+        """How the VM is, whoever asks."""
+        return self._status
+
+    @property
+    def booting(self) -> bool:
+        """Whether its kernel is not there yet after a reset."""
+        return self._booting_seconds > 0
+
+    def promised(self, kind: Kind) -> int:
+        """What the VM may come to hold without another request, in millicores or bytes: what was asked for counts
+        before it is there, and whether the hypervisor answers or not.
+        """
+        if self._status is VmStatus.GONE:
+            return 0
+        if kind is Kind.CPU:
+            plugged = len(self._cpus) * MILLICORES_PER_VCPU
+            return min(plugged, self._cpu_quota or plugged)
+        ballooned = min(self._ballooned, self._balloon_target)
+        return self.boot_bytes - ballooned + max(self._size, self._requested)
+
+    @property
+    def moving(self) -> bool:
+        """Whether `advance` may change anything now."""
+        unsettled = self._requested != self._size or self._balloon_target != self._ballooned
+        return unsettled or bool(self._leaving) or self._booting_seconds > 0
 
     def guest_takes(self, amount_bytes: int) -> None:
         """The guest grabs memory that nobody offered, as far as the VM's devices allow."""
@@ -154,6 +193,16 @@ class FakeVm:
         if self._status is VmStatus.GONE and status is not VmStatus.GONE:
             self._boot()
         self._status = status
+        self._changed()
+
+    def set_cpu_throttled(self, permille: int) -> None:
+        """Say in how many periods the bound was hit; counts only while there is one."""
+        self._cpu_throttled = permille
+        self._changed()
+
+    def lose_cpu_group(self) -> None:
+        """The host forgets the bound, as when somebody removes the VM's cgroup."""
+        self._cpu_quota = 0
         self._changed()
 
     def reset(self, replug_seconds: float = 0.0) -> None:
@@ -187,6 +236,7 @@ class FakeVm:
         self._leaving: dict[int, float] = {}  # CPU → seconds until the guest lets it go
         self._size = self._requested = self._ballooned = self._balloon_target = 0
         self._resets = 0
+        self._cpu_quota = self._cpu_throttled = 0  # of the process, not of the guest: a reset changes neither
         self._booting_seconds = 0.0
         self._carry = 0.0  # bytes of a unit not yet moved
 
@@ -219,6 +269,13 @@ class FakeVm:
             self._cpus.append(len(self._cpus))
         for cpu in self._cpus[max(count, self.boot_vcpus) :]:
             self._leaving.setdefault(cpu, self.cpu_unplug_seconds)
+
+    def _set_cpu_quota(self, millicores: int) -> None:
+        if not self.cpu_enforced:
+            raise HypervisorError("fake: this host cannot bound the VM's CPU time")
+        if millicores <= 0:
+            raise HypervisorError(f"fake: {millicores} millicores asked for; a quota is above 0")
+        self._cpu_quota = millicores
 
     def _set_memory(self, amount: int) -> None:
         if amount > self.boot_bytes + self.device_bytes:

@@ -8,6 +8,7 @@
    memory until its balloon driver reports again. Until then nothing counts as ballooned.
 5. A removal that waits for the guest is asked for again only after a while, and not at each request.
 6. A VM that does not run for any reason is FROZEN (see `qmp_answers.is_running`).
+7. CPU time is bounded by the host, on the vCPU threads only (see `cpu_bound`); QEMU is not asked for it.
 
 Weak spots: a balloon is a promise of the guest's, not a limit (`deflate-on-oom` must be off), and one
 that deflates is charged as it grows, not by its target, which QEMU doesn't tell. A guest reset that
@@ -21,7 +22,9 @@ from pathlib import Path
 
 from qemu.qmp import Message
 
+from guestd.broker.cgroup.cpu_group import Bandwidth, CpuGroup
 from guestd.broker.hypervisor import qmp_answers
+from guestd.broker.hypervisor.cpu_bound import CpuBound
 from guestd.broker.hypervisor.qmp_answers import CpuSlot, VirtioMem
 from guestd.broker.hypervisor.qmp_link import LinkState, LinkTiming, QmpLink, QmpRefused
 from guestd.model.errors import HypervisorError, HypervisorGone, HypervisorUnreachable
@@ -32,6 +35,7 @@ from guestd.model.vm import VmState, VmStatus
 # instead of shrinking it. The real floor is the operator's limit and what the guest says.
 BALLOON_FLOOR_BYTES = 128 * MIB
 _BALLOON_UNIT_BYTES = MIB  # the balloon counts pages; finer steps than this are noise
+_GLANCE_SECONDS = 1.0  # at a bound VM's throttling, of which nobody sends an event
 
 _WORTH_ASKING = frozenset(
     {
@@ -96,6 +100,7 @@ class QemuVm:
     :param unplug_repeat_seconds: How long a removal of a vCPU may wait for the guest before a request
         asks for it again.
     :param notify_seconds: Events within this time of each other cause one `on_change`.
+    :param cpu_group: Makes the keeper of a QEMU process's CPU group, by its pid; None: CPU time is not bounded.
     """
 
     def __init__(
@@ -104,12 +109,15 @@ class QemuVm:
         timing: LinkTiming | None = None,
         unplug_repeat_seconds: float = 1.5,
         notify_seconds: float = 0.01,
+        cpu_group: Callable[[int], CpuGroup] | None = None,
     ) -> None:
         self._link = QmpLink(qmp_socket, self._on_event, self._on_link_change, timing)
         self._unplug_repeat_seconds = unplug_repeat_seconds
         self._notify_seconds = notify_seconds
         self._on_change: Callable[[], None] | None = None
         self._notify: asyncio.TimerHandle | None = None
+        self._cpu = CpuBound(cpu_group, str(qmp_socket))
+        self._glance: asyncio.TimerHandle | None = None
         self._requests = asyncio.Lock()  # a request reads, then acts: one at a time
         self._unplug_asked: dict[str, float] = {}  # device id → loop time
         self._resets = 0
@@ -122,17 +130,21 @@ class QemuVm:
     async def close(self) -> None:
         self._on_change = None
         await self._link.close()
-        if self._notify is not None:
-            self._notify.cancel()
-            self._notify = None
+        for timer in (self._notify, self._glance):
+            if timer is not None:
+                timer.cancel()
+        self._notify = self._glance = None
 
     async def observe(self) -> VmState:
         try:
             return await self._ask()
-        except HypervisorGone:
-            return VmState(VmStatus.GONE)
         except HypervisorUnreachable:
-            return VmState(VmStatus.GONE if self._link.state is LinkState.GONE else VmStatus.UNREACHABLE)
+            if self._link.state is not LinkState.GONE:
+                return VmState(VmStatus.UNREACHABLE)
+        except HypervisorGone:
+            pass
+        self._cpu.process_ended()
+        return VmState(VmStatus.GONE)
 
     async def request_vcpus(self, count: int) -> None:
         async with self._requests:
@@ -143,11 +155,16 @@ class QemuVm:
             free = [slot for slot in slots if slot.qom_path is None]
             for slot in free[: max(0, count - len(plugged))]:
                 await self._link.execute("device_add", {**slot.props, "driver": slot.driver, "id": slot.device_id})
+                await self._bound()  # before the guest brings it online
             removable = [slot for slot in reversed(plugged) if slot.removable]
             if removable and count < len(plugged):
                 # One at a time: of two removals that the guest's firmware finds together, the second took
                 # 4 s or was lost (seen with QEMU 7.2 on q35 and Linux 6.1); alone each takes 0.1 s.
                 await self._unplug(removable[0])
+
+    async def request_cpu_quota(self, millicores: int) -> None:
+        async with self._requests:
+            await self._cpu.request(await self._cpu_threads(), millicores)
 
     async def request_memory(self, amount_bytes: int) -> None:
         async with self._requests:
@@ -178,6 +195,7 @@ class QemuVm:
         migrating = qmp_answers.is_migrating(await self._link.execute("query-migrate"))
         slots = await self._cpu_slots()
         memory = await self._memory()
+        cpu = await self._bound()
         plugged = sum(slot.qom_path is not None for slot in slots)
         return VmState(
             status=VmStatus.RUNNING if running and not migrating else VmStatus.FROZEN,
@@ -191,7 +209,22 @@ class QemuVm:
             memory_max_bytes=memory.maximum,
             memory_unit_bytes=memory.unit,
             resets=self._resets,
+            cpu_enforced=cpu is not None,
+            cpu_quota_millicores=cpu.quota_millicores if cpu is not None else 0,
+            cpu_throttled_permille=cpu.throttled_permille if cpu is not None else 0,
         )
+
+    async def _bound(self) -> Bandwidth | None:
+        """The VM's CPU bandwidth, with all vCPU threads of this moment in it; None where it is not enforced."""
+        if not self._cpu.wanted:
+            return None
+        seen = await self._cpu.look(await self._cpu_threads())
+        if seen is not None and seen.quota_millicores:
+            self._glance_later(seen)
+        return seen
+
+    async def _cpu_threads(self) -> frozenset[int]:
+        return qmp_answers.cpu_threads(await self._link.execute("query-cpus-fast"))
 
     async def _cpu_slots(self) -> tuple[CpuSlot, ...]:
         return qmp_answers.cpu_slots(await self._link.execute("query-hotpluggable-cpus"))
@@ -251,11 +284,29 @@ class QemuVm:
         self._notify_soon()
 
     def _on_link_change(self) -> None:
-        if self._link.state is not LinkState.CONNECTED:  # what was seen ends with its connection
+        if self._link.state is LinkState.CONNECTED:
+            self._cpu.connected(self._link.pid)
+        else:  # what was seen ends with its connection
             self._resets = 0
             self._reset_at = None
             self._unplug_asked.clear()
+        if self._link.state is LinkState.GONE:
+            self._cpu.process_ended()
         self._notify_soon()
+
+    def _glance_later(self, seen: Bandwidth) -> None:
+        if self._glance is not None:
+            self._glance.cancel()
+        self._glance = asyncio.get_running_loop().call_later(_GLANCE_SECONDS, self._glance_now, seen)
+
+    def _glance_now(self, seen: Bandwidth) -> None:
+        """Have the VM observed when its bandwidth is not as it was seen."""
+        self._glance = None
+        now = self._cpu.glance()
+        if now != seen:
+            self._notify_soon()
+        else:
+            self._glance_later(seen)
 
     def _notify_soon(self) -> None:
         if self._notify is None and self._on_change is not None:

@@ -87,6 +87,15 @@ def cpu_slots(answer: object) -> tuple[CpuSlot, ...]:
     return tuple(CpuSlot(i, driver, props, path) for i, (_, driver, props, path) in enumerate(found))
 
 
+def cpu_threads(answer: object) -> frozenset[int]:
+    """Of ``query-cpus-fast``: the host's threads that run vCPUs, by QEMU's own numbers for them.
+
+    :raise HypervisorError: When the answer makes no sense.
+    """
+    at = "query-cpus-fast"
+    return frozenset(_size(_dict(entry, at), "thread-id", at) for entry in _list(answer, at))
+
+
 def memory_devices(answer: object) -> MemoryDevices:
     """Of ``query-memory-devices``; virtio-mem devices in the order of their ids.
 

@@ -118,6 +118,11 @@ class QmpLink:
             return LinkState.GONE
         return LinkState.UNREACHABLE
 
+    @property
+    def pid(self) -> int | None:
+        """Of the process that was greeted last; None where it cannot be known."""
+        return self._process.pid if self._process is not None else None
+
     async def open(self) -> None:
         """Start; returns after the first attempt, or a second if that takes longer."""
         if self._task is not None:

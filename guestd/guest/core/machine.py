@@ -29,8 +29,10 @@ from guestd.model.messages import (
     GuestMessage,
     Heartbeat,
     Hello,
+    Reason,
     Reclaim,
     RefusalReason,
+    Throttle,
     Urgency,
     Usable,
     Welcome,
@@ -158,6 +160,7 @@ class GuestMachine:
         self._out: list[Action] = []
         self._usable = Usable()
         self._news = True  # something to say may have come up since `_speak` last looked
+        self._throttled: Reason | None = None
 
     # ---- what happened ---------------------------------------------------------------------------
 
@@ -198,6 +201,17 @@ class GuestMachine:
             self._orders[order.kind] = _Order(order, now + order.remaining_seconds, tries=tries)
         self._moved(now)
         self._look_soon(now)
+
+    def on_throttle(self, throttle: Throttle) -> None:
+        """The host says whether its CPU quota holds this VM back, which shows nowhere in here."""
+        if throttle.throttled_permille:
+            quota = Kind.CPU.show(throttle.quota_millicores)
+            text = f"held back by a quota of {quota} in {throttle.throttled_permille / 10:g} % of the time"
+            self._throttled = Reason("cpu-throttled", text)
+            self._out.append(Log(text))
+        else:
+            self._throttled = None
+        self._news = True
 
     def on_sample(self, sample: Sample, now: float) -> None:
         """The load now."""
@@ -464,7 +478,7 @@ class GuestMachine:
             floor=Resources(MILLICORES_PER_VCPU, memory.floor_bytes),
             acceptable_memory_bytes=acceptable,
             urgency=_worse(cpu.urgency, memory.urgency),
-            reasons=(cpu.reason, memory.reason),
+            reasons=tuple(reason for reason in (cpu.reason, memory.reason, self._throttled) if reason),
             usable=self.usable,
             memory_used_bytes=memory.used_bytes,
             cpu_used_millicores=cpu.used_millicores,
@@ -516,6 +530,8 @@ def _differs(said: Demand, now: Demand, block_bytes: int) -> bool:
         )
 
     if units(said) != units(now) or said.under_memory_pressure != now.under_memory_pressure:
+        return True
+    if len(said.reasons) != len(now.reasons):
         return True
     scarce = now.acceptable_memory_bytes < now.needed.memory_bytes + block_bytes
     return said.usable != now.usable and (scarce or said.usable.vcpus_online != now.usable.vcpus_online)

@@ -6,7 +6,14 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from guestd.broker import worker as module
-from guestd.broker.core.actions import HypervisorAction, Observe, RequestMemory, RequestVcpus, SettleMemory
+from guestd.broker.core.actions import (
+    HypervisorAction,
+    Observe,
+    RequestCpuQuota,
+    RequestMemory,
+    RequestVcpus,
+    SettleMemory,
+)
 from guestd.broker.hypervisor.fake import FakeVm, Fault
 from guestd.broker.worker import VmWorker, is_unknown
 from guestd.model.errors import HypervisorError, HypervisorUnreachable, OutcomeUnknown
@@ -47,6 +54,18 @@ async def test_what_is_asked_for_is_done_in_order_and_looked_at(rig: Rig) -> Non
     assert rig.vm.requests == [("request_vcpus", 3), ("request_memory", GIB), ("settle_memory", 0)]
     assert (rig.states[-1].vcpus, rig.states[-1].memory_held_bytes) == (3, GIB)
     assert rig.failures == []
+
+
+async def test_a_quota_is_set_and_one_that_cannot_be_is_reported(rig: Rig) -> None:
+    rig.worker.submit(RequestCpuQuota("a", 250))
+    await rig.until(lambda: bool(rig.failures))
+    [(action, error)] = rig.failures
+    assert action == RequestCpuQuota("a", 250)
+    assert "cannot bound" in str(error)
+    rig.vm.cpu_enforced = True
+    rig.worker.submit(RequestCpuQuota("a", 500))
+    await rig.until(lambda: bool(rig.states) and rig.states[-1].cpu_quota_millicores == 500)
+    assert len(rig.failures) == 1
 
 
 async def test_looks_that_wait_become_one(rig: Rig) -> None:

@@ -1,8 +1,10 @@
 """The book: what is charged, what is free, who is admitted."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from guestd.broker.core.ledger import Entry, HostCapacity, admit, free
+from guestd.broker.core.ledger import Book, HostCapacity, admit
 from guestd.model.errors import AdmissionError
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
@@ -14,15 +16,42 @@ def limits(cpu: int, memory: int) -> Limits:
     return Limits(Resources(cpu, memory), Resources(cpu, memory))
 
 
+def sums(book: Book) -> tuple[int, int, int, int]:
+    return (book.charged, book.reserved, book.minimums, len(book))
+
+
 def test_a_guest_is_charged_its_minimum_or_what_is_reserved() -> None:
-    assert Entry(reserved=300, min=500).charged == 500
-    assert Entry(reserved=700, min=500).charged == 700
+    book = Book()
+    book.put("a", reserved=300, minimum=500)
+    assert sums(book) == (500, 300, 500, 1)
+    book.put("b", reserved=700, minimum=500)
+    assert sums(book) == (1200, 1000, 1000, 2)
+    book.put("a", reserved=900, minimum=100)
+    assert sums(book) == (1600, 1600, 600, 2)
+    book.remove("b")
+    assert sums(book) == (900, 900, 100, 1)
 
 
-def test_free_may_be_negative_when_the_host_is_over() -> None:
-    assert free(1000, [Entry(300, 500), Entry(200, 100)]) == 300
-    assert free(1000, [Entry(900, 0), Entry(0, 400)]) == -300
-    assert free(1000, []) == 1000
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.none() | st.tuples(st.integers(0, 99), st.integers(0, 99)))))
+def test_the_running_sums_are_the_sums(changes: list[tuple[str, tuple[int, int] | None]]) -> None:
+    book, lines = Book(), dict[str, tuple[int, int]]()
+    for name, line in changes:
+        if line is None:
+            book.remove(name)
+            lines.pop(name, None)
+        else:
+            book.put(name, *line)
+            lines[name] = line
+    charged = sum(max(line) for line in lines.values())
+    assert sums(book) == (charged, sum(r for r, _ in lines.values()), sum(m for _, m in lines.values()), len(lines))
+
+
+def test_overcommit_backs_no_minimum() -> None:
+    host = HostCapacity(Resources(16_000, 16 * GIB), physical=Resources(8000, 8 * GIB))
+    assert host.for_guests(Kind.CPU, 1) == 16_000
+    assert host.backed(Kind.CPU, 1) == 8000
+    with pytest.raises(AdmissionError, match=r"there is 8 CPU.*overcommit does not count"):
+        admit(host, {"a": limits(5000, GIB), "b": limits(4000, GIB)})
 
 
 def test_reserve_and_overhead_are_not_for_guests() -> None:

@@ -8,7 +8,7 @@ from guestd.broker.hypervisor.base import Vm
 from guestd.broker.hypervisor.fake import FakeVm, Fault
 from guestd.model.errors import HypervisorError, HypervisorGone, HypervisorUnreachable, OutcomeUnknown
 from guestd.model.units import GIB, MIB
-from guestd.model.vm import VmStatus
+from guestd.model.vm import VmState, VmStatus
 
 BOOT = 512 * MIB
 
@@ -166,3 +166,36 @@ async def test_both_sides_are_told_of_changes() -> None:
     assert told == ["broker", "guest", "broker", "guest"]
     assert slept == [0.2]
     assert fake.requests == [("request_memory", BOOT + GIB)]
+
+
+async def test_cpu_time_is_bounded_where_the_host_can() -> None:
+    with pytest.raises(HypervisorError, match="cannot bound"):
+        await FakeVm().request_cpu_quota(250)
+    vm = FakeVm(cpu_enforced=True)
+    assert (await vm.observe()).cpu_quota_millicores == 0
+    with pytest.raises(HypervisorError, match="above 0"):
+        await vm.request_cpu_quota(0)
+    await vm.request_cpu_quota(250)
+    vm.set_cpu_throttled(900)
+    vm.reset()
+    state = await vm.observe()
+    assert (state.cpu_enforced, state.cpu_quota_millicores, state.cpu_throttled_permille) == (True, 250, 900)
+    vm.set_status(VmStatus.GONE)
+    assert await vm.observe() == VmState(VmStatus.GONE)
+    vm.set_status(VmStatus.RUNNING)
+    state = await vm.observe()
+    assert (state.cpu_enforced, state.cpu_quota_millicores, state.cpu_throttled_permille) == (True, 0, 0)
+
+
+async def test_a_quota_fails_and_is_lost_on_demand() -> None:
+    vm = FakeVm(cpu_enforced=True)
+    vm.fail_next(Fault.LOST_DONE, Fault.REFUSED, Fault.LOST_NOT_DONE)
+    with pytest.raises(OutcomeUnknown):
+        await vm.request_cpu_quota(250)
+    with pytest.raises(HypervisorError, match="refused"):
+        await vm.request_cpu_quota(500)
+    with pytest.raises(OutcomeUnknown):
+        await vm.request_cpu_quota(750)
+    assert (await vm.observe()).cpu_quota_millicores == 250
+    vm.lose_cpu_group()
+    assert (await vm.observe()).cpu_quota_millicores == 0

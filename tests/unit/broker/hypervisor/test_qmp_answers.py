@@ -10,6 +10,7 @@ from guestd.model.errors import HypervisorError
 
 PARSERS = [
     qmp_answers.cpu_slots,
+    qmp_answers.cpu_threads,
     qmp_answers.memory_devices,
     qmp_answers.base_memory,
     qmp_answers.balloon_actual,
@@ -17,7 +18,7 @@ PARSERS = [
     qmp_answers.is_migrating,
 ]
 WORDS = ["props", "vcpus-count", "type", "qom-path", "data", "size", "id", "block-size", "requested-size", "max-size"]
-WORDS += ["status", "base-memory", "actual", "core-id", "dimm", "virtio-mem"]
+WORDS += ["thread-id", "status", "base-memory", "actual", "core-id", "dimm", "virtio-mem"]
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS)
 anything = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner), max_leaves=12
@@ -51,6 +52,13 @@ def test_slots_are_ranked_by_their_ids_and_not_by_their_order() -> None:
 )
 def test_only_what_guestd_added_is_removable(path: str | None, removable: bool) -> None:
     assert qmp_answers.cpu_slots([cpu(0), cpu(1, path)])[1].removable is removable
+
+
+def test_vcpu_threads_are_told_apart_from_nothing() -> None:
+    answer = [{"thread-id": 7, "cpu-index": 0}, {"thread-id": 9}, {"thread-id": 9}]
+    assert qmp_answers.cpu_threads(answer) == {7, 9}
+    with pytest.raises(HypervisorError, match="query-cpus-fast: thread-id is None"):
+        qmp_answers.cpu_threads([{}])
 
 
 def test_slots_of_several_vcpus_are_refused_clearly() -> None:

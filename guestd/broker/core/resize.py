@@ -1,0 +1,325 @@
+"""Resizes under way: what each step of one needs next, and the book that is kept on it.
+
+The four laws of `machine.py` hold here; all that is decided goes into `out`, in order.
+"""
+
+from collections.abc import Callable, Mapping
+
+from guestd.broker.core import judge, lend
+from guestd.broker.core.actions import (
+    Action,
+    Log,
+    Observe,
+    Record,
+    RequestCpuQuota,
+    RequestMemory,
+    RequestVcpus,
+    Send,
+    SettleMemory,
+)
+from guestd.broker.core.guest import GuestState
+from guestd.broker.core.ledger import Book
+from guestd.broker.core.track import Phase, Timing, Track
+from guestd.model.messages import Ack, AckStatus, Grant, GrantStage, OrderId, Reclaim, ReclaimStage
+from guestd.model.resources import Kind, Resources
+from guestd.model.units import round_up
+from guestd.model.vm import VmState, VmStatus
+
+_NEXT_STAGE = {ReclaimStage.ASK: ReclaimStage.URGE, ReclaimStage.URGE: ReclaimStage.OVERDUE}
+
+
+class Resizer:
+    """Begins, follows and ends resizes, and keeps the books. `now` is set by the machine before each use."""
+
+    def __init__(self, epoch: int, timing: Timing) -> None:
+        self.epoch, self.timing = epoch, timing
+        self.now = 0.0
+        self.out: list[Action] = []
+        self.books = {kind: Book() for kind in Kind}
+        self._last_request = 0
+
+    # ---- how far it has come ---------------------------------------------------------------------
+
+    def follow(self, guest: GuestState, track: Track) -> None:
+        """See how far the resize under way has come, and keep the book."""
+        vm = guest.vm
+        if vm is not None and vm.status is VmStatus.GONE:
+            self.reserve(guest, track, 0)
+        elif vm is not None and vm.status is VmStatus.RUNNING and guest.vm_fresh:
+            self._FOLLOW[track.phase](self, guest, track, vm)
+        elif vm is not None and vm.status is VmStatus.FROZEN:
+            self.reserve(guest, track, max(vm.held(track.kind), track.reserved))
+
+    def _follow_idle(self, guest: GuestState, track: Track, vm: VmState) -> None:
+        held = vm.held(track.kind)
+        if held > track.reserved and track.reserved:
+            self.log(
+                guest, track.kind, f"the hypervisor reports {track.kind.show(held)}, which is more than the "
+                f"{track.kind.show(track.reserved)} that were granted: charged"
+            )  # fmt: skip
+        self.reserve(guest, track, held)
+        if track.kind is Kind.CPU and vm.cpu_enforced and not guest.paused and vm.cpu_quota_millicores != held:
+            self.out.append(RequestCpuQuota(guest.name, held))
+            guest.vm_fresh = False
+
+    def _follow_plugging(self, guest: GuestState, track: Track, vm: VmState) -> None:
+        held = vm.held(track.kind)
+        plugged = vm.plugged(track.kind) if track.kind is Kind.MEMORY else held
+        doubtful, track.doubtful = track.doubtful, False
+        if doubtful and held < track.amount:  # asked again, the hypervisor knows of no such request
+            self.reserve(guest, track, held)
+            self.finish(guest, track, f"the request for {track.kind.show(track.amount)} was lost")
+            return
+        self.reserve(guest, track, max(held, track.amount))
+        if guest.has(track.kind, track.amount):
+            track.counters.grows += 1
+            track.succeed()
+            track.kept = 0
+            track.shrink_after = max(track.shrink_after, self.now + self.timing.cool_down_seconds)
+            self.finish(guest, track, f"grown to {track.kind.show(plugged)}")
+        elif plugged > track.progress:
+            track.progress, track.deadline = plugged, self.now + self.timing.plug_progress_seconds
+        elif self.now >= track.deadline:
+            self._stop_short(guest, track, f"no progress beyond {track.kind.show(plugged)}")
+
+    def _follow_asking(self, guest: GuestState, track: Track, vm: VmState) -> None:
+        self.reserve(guest, track, vm.held(track.kind))
+        if judge.must_not_shrink(guest, track):
+            why = "paused" if guest.paused else "under memory pressure"
+            self.finish(guest, track, f"not asking any more: {why}")
+            return
+        if self.now < track.deadline:
+            return
+        stage = _NEXT_STAGE.get(track.stage)
+        if track.kind is Kind.CPU and guest.bounded and stage is not ReclaimStage.URGE:
+            self.log(guest, track.kind, "no answer to a reclaim: taking CPU time by quota")
+            self.force(guest, track, track.amount)
+        elif stage is None:
+            track.counters.overdue += not track.overdue
+            track.overdue = True
+            track.kept = track.reserved
+            track.set_back(self.now, self.timing)
+            self.finish(guest, track, "no answer to a reclaim, overdue")
+        else:
+            self.ask(guest, track, track.amount, stage)
+
+    def _follow_unplugging(self, guest: GuestState, track: Track, vm: VmState) -> None:
+        held = vm.held(track.kind)
+        self.reserve(guest, track, held)
+        left = held if track.kind is Kind.MEMORY else held + vm.vcpus
+        if guest.is_down_to(track.kind, track.amount):
+            track.counters.shrinks += 1
+            track.succeed()
+            self.finish(guest, track, f"shrunk to {track.kind.show(held)}")
+        elif judge.must_not_shrink(guest, track):
+            track.counters.partials += 1
+            self._settle(guest, track, "the guest must not shrink now")
+        elif left < track.progress:
+            track.progress, track.deadline = left, self.now + self.timing.unplug_progress_seconds
+            self._unplug_vcpus(guest, track)
+        elif self.now >= track.deadline:
+            track.counters.partials += 1
+            track.kept = held if track.kind is Kind.MEMORY else 0
+            self._stop_short(guest, track, f"guest keeps {track.kind.show(held)}")
+        elif self.now >= track.repeat_at:
+            self._unplug_vcpus(guest, track)
+
+    _FOLLOW: Mapping[Phase, Callable[["Resizer", GuestState, Track, VmState], None]] = {
+        Phase.IDLE: _follow_idle,
+        Phase.PLUGGING: _follow_plugging,
+        Phase.ASKING: _follow_asking,
+        Phase.UNPLUGGING: _follow_unplugging,
+    }
+
+    def _unplug_vcpus(self, guest: GuestState, track: Track) -> None:
+        """vCPUs go one by one: ask for the next, or for one again whose removal was lost."""
+        track.repeat_at = self.now + self.timing.unplug_repeat_seconds
+        if track.kind is Kind.CPU:
+            self._request(guest, track.kind, track.amount)
+
+    def _stop_short(self, guest: GuestState, track: Track, text: str) -> None:
+        """What was achieved stays; the rest is not asked for any more."""
+        if track.phase is Phase.PLUGGING:
+            track.counters.failures += 1
+        track.set_back(self.now, self.timing)
+        self._settle(guest, track, text)
+
+    def _settle(self, guest: GuestState, track: Track, text: str) -> None:
+        if track.kind is Kind.MEMORY:
+            self.out.append(SettleMemory(guest.name))
+            guest.vm_fresh = False
+        self.out.append(Observe(guest.name))
+        self.finish(guest, track, f"ended short of {track.kind.show(track.amount)}: {text}")
+
+    def finish(self, guest: GuestState, track: Track, text: str) -> None:
+        """Back to idle, in words; the guest hears what it has."""
+        self.log(guest, track.kind, text)
+        self.withdraw(track)
+
+    def withdraw(self, track: Track) -> None:
+        """Back to idle; the guest hears what it has."""
+        track.end()
+        track.announce = True
+
+    # ---- less ------------------------------------------------------------------------------------
+
+    def shrink(self, guest: GuestState, track: Track, amount: int) -> None:
+        """Begin to take back what is above `amount`."""
+        if judge.needs_asking(guest, track, amount):
+            self.ask(guest, track, amount, ReclaimStage.ASK)
+        else:
+            self.log(guest, track.kind, f"down to {track.kind.show(amount)}: {track.reason.text}")
+            self.force(guest, track, amount)
+
+    def ask(self, guest: GuestState, track: Track, amount: int, stage: ReclaimStage) -> None:
+        """Ask the guest for what is above `amount`, or again more firmly."""
+        if stage is ReclaimStage.ASK:
+            guest.revision += 1
+            track.order = self.order(guest)
+            self.log(guest, track.kind, f"asking down to {track.kind.show(amount)}: {track.reason.text}")
+        if track.order is None:
+            return
+        seconds = {
+            ReclaimStage.ASK: self.timing.ask_seconds,
+            ReclaimStage.URGE: self.timing.urge_seconds,
+            ReclaimStage.OVERDUE: self.timing.overdue_seconds,
+        }[stage]
+        order, track.stage = track.order, stage
+        track.begin(Phase.ASKING, amount, self.now, seconds, track.reserved)
+        track.order = order
+        message = Reclaim(order, track.kind, amount, stage, seconds, track.reason)
+        self.out.append(Send(guest.name, guest.session, message))
+
+    def answer(self, guest: GuestState, track: Track, ack: Ack) -> None:
+        """The guest's answer to a reclaim: what it can give is taken, the rest waits."""
+        kind = track.kind
+        if judge.must_not_shrink(guest, track):
+            return
+        offered = max(round_up(max(ack.achieved, track.amount), guest.unit(kind)), guest.least(kind))
+        if ack.status is not AckStatus.DONE:
+            track.counters.refusals += 1
+            self.log(
+                guest, kind, f"asked down to {kind.show(track.amount)}, guest can do "
+                f"{kind.show(ack.achieved)}: {ack.refusal} {ack.text}"
+            )  # fmt: skip
+        if kind is Kind.CPU and guest.bounded:  # its CPU time is the host's to give, whatever is online
+            offered = track.amount
+        elif ack.status is AckStatus.REFUSED or offered >= track.reserved:
+            track.kept = track.reserved
+            track.set_back(self.now, self.timing, ack.retry_after_seconds)
+            self.withdraw(track)
+            return
+        elif ack.status is AckStatus.PARTIAL:
+            track.kept = offered
+            track.shrink_after = max(track.shrink_after, self.now + ack.retry_after_seconds)
+        self.force(guest, track, offered)
+
+    def force(self, guest: GuestState, track: Track, amount: int) -> None:
+        """Have the hypervisor take back what is above `amount`."""
+        held = track.reserved
+        if guest.vm is not None:
+            held = guest.vm.held(track.kind) + (guest.vm.vcpus if track.kind is Kind.CPU else 0)
+        order = track.order
+        track.begin(Phase.UNPLUGGING, amount, self.now, self.timing.unplug_progress_seconds, held)
+        track.order = order
+        track.repeat_at = self.now + self.timing.unplug_repeat_seconds
+        self._request(guest, track.kind, amount)
+
+    # ---- more ------------------------------------------------------------------------------------
+
+    def grow(self, guest: GuestState, track: Track, amount: int) -> None:
+        """Reserve `amount`, have it plugged, and offer it to the guest."""
+        kind = track.kind
+        sustained = guest.sustained(kind)
+        if amount > sustained >= track.reserved:
+            track.counters.bursts += 1
+        plugged = guest.vm.plugged(kind) if guest.vm else 0
+        if kind is Kind.CPU and guest.vm:
+            plugged = guest.vm.held(kind)
+        track.begin(Phase.PLUGGING, amount, self.now, self.timing.plug_progress_seconds, plugged)
+        guest.revision += 1
+        track.order = self.order(guest)
+        self.reserve(guest, track, amount)
+        self.log(guest, kind, f"growing to {kind.show(amount)}: {track.reason.text}")
+        self._request(guest, kind, amount)
+        track.announce = False
+        self.out.append(Send(guest.name, guest.session, self.grant(guest, track, amount, GrantStage.OFFERED)))
+
+    def grant(self, guest: GuestState, track: Track, amount: int, stage: GrantStage) -> Grant:
+        """The message for the order of the track: what of it is burst says so."""
+        order = track.order or self.order(guest)
+        burst = max(0, amount - guest.sustained(track.kind))
+        if not burst or track.lend is None:
+            return Grant(order, track.kind, amount, stage)
+        return Grant(order, track.kind, amount, stage, track.lend.bucket.seconds_left(burst), burst)
+
+    def announce(self, guest: GuestState, track: Track) -> None:
+        """Tell the guest its grant where it may not know it: after hello, when a resize ended, and when a
+        burst is about to end.
+        """
+        if not guest.connected or guest.vm is None or not guest.vm_fresh:
+            return
+        if guest.vm.status is not VmStatus.RUNNING or track.phase in (Phase.ASKING, Phase.UNPLUGGING):
+            return
+        ending = lend.notice_due(guest, track, self.timing)
+        if not track.announce and ending is None:
+            return
+        track.announce = False
+        guest.revision += 1
+        plugging = track.phase is Phase.PLUGGING
+        stage = GrantStage.OFFERED if plugging else GrantStage.SETTLED
+        if ending is not None and track.lend is not None:
+            track.lend.noticed = True
+            stage = GrantStage.ENDING
+            self.log(guest, track.kind, f"its burst ends in {ending:.0f} s")
+        before, track.order = track.order, self.order(guest)
+        message = self.grant(guest, track, track.reserved, stage)
+        if not plugging:
+            track.order = before
+        self.out.append(Send(guest.name, guest.session, message))
+
+    # ---- small parts -----------------------------------------------------------------------------
+
+    def reserve(self, guest: GuestState, track: Track, amount: int) -> None:
+        """Charge so much. What was held until now is taken from the burst's credit first."""
+        if amount == track.reserved:
+            return
+        lend.flow(guest, track, self.now)
+        track.reserved = amount
+        self.books[track.kind].put(guest.name, amount, guest.limits.min.get(track.kind))
+        self.record(guest)
+
+    def record(self, guest: GuestState) -> None:
+        """Have what is reserved made durable, and the credit where there is a bucket."""
+        credit = None
+        lends = {kind: track.lend for kind, track in guest.tracks.items()}
+        if any(lends.values()):
+            amounts = {kind: one.bucket.credit if one else 0 for kind, one in lends.items()}
+            credit = Resources(amounts[Kind.CPU], amounts[Kind.MEMORY])
+            for one in lends.values():
+                if one is not None:
+                    one.recorded_at = self.now
+        self.out.append(Record(guest.name, guest.reserved, guest.revision, credit))
+
+    def _request(self, guest: GuestState, kind: Kind, amount: int) -> None:
+        """Ask the hypervisor for a whole amount; what of it is there already costs nothing."""
+        if kind is Kind.MEMORY:
+            self.out.append(RequestMemory(guest.name, amount))
+            return
+        count, vm = guest.vcpus_for(amount), guest.vm
+        more = vm is None or vm.vcpus < count
+        if guest.bounded and not more:
+            self.out.append(RequestCpuQuota(guest.name, amount))
+        if more or (vm is not None and vm.vcpus > count and not (guest.park and guest.bounded)):
+            self.out.append(RequestVcpus(guest.name, count))
+        if guest.bounded and more:
+            self.out.append(RequestCpuQuota(guest.name, amount))
+
+    def order(self, guest: GuestState) -> OrderId:
+        """A new name for an order."""
+        self._last_request += 1
+        return OrderId(self.epoch, self._last_request, guest.revision)
+
+    def log(self, guest: GuestState, kind: Kind, text: str) -> None:
+        """Say it to people."""
+        self.out.append(Log(guest.name, kind, text))

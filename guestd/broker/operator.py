@@ -1,0 +1,256 @@
+"""What operators see and change: the roster of guests, their limits, pauses, and a reload of the files.
+
+A change is checked by the machine, made durable, and then holds; when it cannot be made durable the machine goes
+back to what held before. Changes come one after the other.
+"""
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import guestd
+from guestd.broker import config as configuration
+from guestd.broker.config import BrokerConfig, GuestConfig
+from guestd.broker.core.guest import GuestState
+from guestd.broker.core.ledger import admit
+from guestd.broker.core.machine import BrokerMachine
+from guestd.broker.failpoint import Failpoint, reach
+from guestd.broker.journal import Journal
+from guestd.broker.view import guest_view, host_view
+from guestd.model.errors import AdmissionError, ConfigError, JournalError, NotFoundError
+from guestd.model.resources import Kind, Limits, Resources
+from guestd.model.view import GuestView, HostView, LimitsChange, LimitsOrigin
+
+_log = logging.getLogger(__name__)
+
+
+class Operators(ABC):
+    """The operators' half of the engine. Implements `wire.server.OperatorBackend`."""
+
+    machine: BrokerMachine
+
+    def __init__(self, config: BrokerConfig, journal: Journal, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._journal, self._clock = config, journal, clock
+        self._guests: dict[str, GuestConfig] = {}
+        self._origin: dict[str, tuple[LimitsOrigin, str]] = {}
+        self._channels: dict[str, str] = {}
+        self._errors: Counter[str] = Counter()
+        self._subscribers: list[tuple[set[str], asyncio.Event]] = []
+        self._changing = asyncio.Lock()
+        self.started_at = datetime.now(UTC)
+
+    @abstractmethod
+    async def _attach(self, guest: GuestConfig) -> None:
+        """Listen to the guest and watch its VM."""
+
+    @abstractmethod
+    async def _detach(self, name: str) -> None:
+        """Let go of a guest; its VM stays as it is."""
+
+    @abstractmethod
+    def _kick(self, *names: str) -> None:
+        """Have it decided anew; something about these guests changed."""
+
+    def host_view(self) -> HostView:
+        """See `wire.server.OperatorBackend`."""
+        return host_view(self.machine, guestd.__version__, self.started_at)
+
+    def guest_names(self) -> list[str]:
+        """See `wire.server.OperatorBackend`."""
+        return sorted(self.machine.guests)
+
+    def guest_view(self, name: str) -> GuestView:
+        """See `wire.server.OperatorBackend`."""
+        state = self._known(name)
+        origin, detail = self._origin.get(name, (LimitsOrigin.UNKNOWN, ""))
+        return guest_view(state, self._clock(), origin, detail, self._channels.get(name, ""), self._errors[name])
+
+    def subscribe(self) -> tuple[set[str], asyncio.Event, Callable[[], None]]:
+        """See `wire.server.OperatorBackend`."""
+        entry = (set[str](), asyncio.Event())
+        self._subscribers.append(entry)
+        return (*entry, lambda: self._subscribers.remove(entry))
+
+    async def add_guest(
+        self, name: str, limits: Limits, qmp_socket: str, cid: int | None, vsock_path: str | None
+    ) -> None:
+        """See `wire.server.OperatorBackend`."""
+        guest = GuestConfig(name, limits, qmp_socket, cid, vsock_path)
+        async with self._changing:
+            if name in self._guests:
+                raise FileExistsError(f"there is a guest named {name!r} already")
+            problems = configuration.problems(guest)
+            if problems:
+                raise ValueError("; ".join(problems))
+            try:
+                configuration.check_channels({**self._guests, name: guest})
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+            self.machine.add_guest(name, limits, park=parks(guest))
+            reach(Failpoint.ADDING)
+            try:
+                await self._journal.add_guest(guest)
+            except JournalError:
+                self.machine.remove_guest(name)
+                raise
+            reach(Failpoint.ADDED)
+            self._origin[name] = self._admin_origin()
+            await self._attach(guest)
+        self._kick(name)
+
+    async def remove_guest(self, name: str) -> None:
+        """See `wire.server.OperatorBackend`."""
+        async with self._changing:
+            guest = self._guests.get(name)
+            if guest is None:
+                raise NotFoundError(f"no guest named {name!r}")
+            if guest.origin:
+                raise AdmissionError(
+                    f"guest {name!r} comes from {guest.origin}; take it out there and reload the broker"
+                )
+            await self._journal.forget_guest(name)
+            await self._detach(name)
+            self.machine.remove_guest(name)
+        self._kick(name)
+
+    async def change_limits(self, name: str, change: LimitsChange) -> None:
+        """See `wire.server.OperatorBackend`."""
+        async with self._changing:
+            limits = changed_limits(self._known(name).limits, change)
+            problems = limits.problems()
+            if problems:
+                raise ValueError(f"guest {name}: " + "; ".join(problems))
+            await self._set_limits(name, limits, self._admin_origin())
+
+    async def reset_limits(self, name: str) -> None:
+        """See `wire.server.OperatorBackend`."""
+        async with self._changing:
+            self._known(name)
+            guest = self._guests[name]
+            if not guest.origin:
+                raise AdmissionError(f"guest {name!r} was added by a call: there is no file to go back to")
+            await self._set_limits(name, guest.limits, self._file_origin(guest))
+
+    async def _set_limits(self, name: str, limits: Limits, origin: tuple[LimitsOrigin, str]) -> None:
+        before = self._known(name).limits
+        self.machine.set_limits(name, limits)
+        reach(Failpoint.LIMITING)
+        try:
+            if origin[0] is LimitsOrigin.ADMIN:
+                await self._journal.set_limits(name, limits, origin[1])
+            else:
+                await self._journal.reset_limits(name)
+        except JournalError:
+            self.machine.set_limits(name, before)
+            raise
+        reach(Failpoint.LIMITED)
+        self._origin[name] = origin
+        self._kick(name)
+
+    async def pause_guest(self, name: str, paused: bool) -> None:
+        """See `wire.server.OperatorBackend`."""
+        async with self._changing:
+            self._known(name)
+            await self._journal.set_paused(name, paused)
+            self.machine.pause(name, paused)
+        self._kick(name)
+
+    async def reload(self, config: BrokerConfig) -> None:
+        """Take over another configuration: guests come, go and change without dropping a stream.
+
+        What operators set for a guest that is no longer in the files is forgotten with it.
+
+        :raise ConfigError: When two guests share a channel; nothing is changed.
+        :raise AdmissionError: When it does not fit; nothing is changed.
+        :raise JournalError: When what goes cannot be forgotten.
+        """
+        async with self._changing:
+            added = {name: guest for name, guest in self._guests.items() if not guest.origin}
+            wanted = {**added, **config.guests}
+            configuration.check_channels(wanted)
+            gone = sorted(set(self._guests) - set(wanted))
+            limits = {
+                name: self.machine.guests[name].limits
+                if self._origin.get(name, (None, ""))[0] is LimitsOrigin.ADMIN and name in self.machine.guests
+                else guest.limits
+                for name, guest in wanted.items()
+            }
+            admit(config.host, limits)
+            for name in gone:
+                await self._journal.forget_guest(name)
+            for name in gone:
+                await self._detach(name)
+                self.machine.remove_guest(name)
+            self.machine.set_host(config.host, limits)
+            self._config = config
+            for name, guest in sorted(wanted.items()):
+                await self._take_over(guest, limits[name])
+            self._kick(*gone, *self._guests)
+
+    async def _take_over(self, guest: GuestConfig, limits: Limits) -> None:
+        known = self._guests.get(guest.name)
+        if known is None:
+            self.machine.add_guest(guest.name, limits, park=parks(guest))
+            self._origin[guest.name] = self._file_origin(guest)
+            await self._attach(guest)
+            return
+        self.machine.guests[guest.name].park = parks(guest)
+        self.machine.set_limits(guest.name, limits)
+        if self._origin[guest.name][0] is not LimitsOrigin.ADMIN:
+            self._origin[guest.name] = self._file_origin(guest)
+        same = ("qmp_socket", "cid", "vsock_path", "vsock_privileged_ports")
+        if any(getattr(known, field) != getattr(guest, field) for field in same):
+            await self._detach(guest.name)
+            await self._attach(guest)
+        else:
+            self._guests[guest.name] = guest
+
+    def _known(self, name: str) -> GuestState:
+        state = self.machine.guests.get(name)
+        if state is None:
+            raise NotFoundError(f"no guest named {name!r}; `guestctl status` lists them")
+        return state
+
+    def _file_origin(self, guest: GuestConfig) -> tuple[LimitsOrigin, str]:
+        return (LimitsOrigin.FILE, guest.origin) if guest.origin else (LimitsOrigin.ADMIN, "added by a call")
+
+    def _admin_origin(self) -> tuple[LimitsOrigin, str]:
+        return (LimitsOrigin.ADMIN, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def _changed(self, *names: str) -> None:
+        for changed, event in self._subscribers:
+            changed.update(names)
+            event.set()
+
+
+def parks(guest: GuestConfig) -> bool:
+    """Whether its vCPUs are parked rather than unplugged."""
+    return bool(getattr(guest, "park_cpus", False))
+
+
+def changed_limits(limits: Limits, change: LimitsChange) -> Limits:
+    """The limits with that change. A burst that is taken away (0) takes its credit and refill along."""
+
+    def pick(cpu: int | None, memory: int | None, old: Resources) -> Resources:
+        return Resources(
+            old.cpu_millicores if cpu is None else cpu,
+            old.memory_bytes if memory is None else memory,
+        )
+
+    burst = pick(change.cpu_burst_millicores, change.memory_burst_bytes, limits.burst)
+    credit, refill = limits.burst_credit, limits.burst_refill
+    for kind in Kind:
+        if burst.get(kind) == 0:
+            credit, refill = credit.with_(kind, 0), refill.with_(kind, 0)
+    return Limits(
+        pick(change.cpu_min_millicores, change.memory_min_bytes, limits.min),
+        pick(change.cpu_max_millicores, change.memory_max_bytes, limits.max),
+        pick(change.cpu_weight, change.memory_weight, limits.weight),
+        burst,
+        pick(change.cpu_burst_credit, change.memory_burst_credit, credit),
+        pick(change.cpu_burst_refill, change.memory_burst_refill, refill),
+    )

@@ -1,0 +1,217 @@
+"""Regime (b) of the scoreboard: how much host memory a fleet needs under each policy.
+
+Every policy serves the same `Fleet`. By bisection the smallest host is found on which no more than a given
+share of the demand stays unmet: "VMs per host at equal unmet demand" is ``HOST_BYTES / (that host / VMs)``. The fleet
+stays the same and the host varies, because whole VMs would be too coarse a measure and other VMs other load.
+
+guestd is not modelled: the production cores run in `sim.world`, and all the rest is as `fleet` says.
+
+What cannot be had: a policy that leaves more than the given share unmet even where every VM could have its
+maximum has no such host.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from guestd.broker.core.ledger import HostCapacity
+from guestd.guest.core.machine import Settings
+from guestd.model.resources import Limits, Resources
+from guestd.model.units import GIB, MILLICORES_PER_VCPU
+from guestd.sim.peers.base import HostSample, Policy
+from guestd.sim.run import Behaviour, Run
+from guestd.sim.scoreboard.fleet import (
+    KERNEL_BYTES,
+    PLUG_RATE,
+    REACTION_SECONDS,
+    STEP_SECONDS,
+    UNPLUG_RATE,
+    WARM_UP_SECONDS,
+    Fleet,
+    Outcome,
+    play,
+    score,
+)
+
+Array = npt.NDArray[np.float64]
+
+HOST_BYTES: Final = 64 * GIB
+UNMET_SHARE: Final = 0.001
+"""The common level of unmet demand."""
+PRECISION_BYTES: Final = GIB // 2
+GUESTD: Final = "guestd"
+_QUICK_SECONDS: Final = 0.1
+"""Samples of a busy guest and steps of the world: twice what production takes (0.05 s), which halves the time that
+the scoreboard takes and makes guestd slower, never faster, than it is."""
+
+Player = Callable[[int], tuple[Array, int]]
+"""Serves a fleet on a host of so many bytes: what each VM had, (steps, VMs) bytes, and the resizes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One policy on one fleet.
+
+    :param ample: on a host where every VM can have its maximum.
+    :param fitting: on the smallest host that is enough; None: there is none.
+    """
+
+    policy: str
+    ample: Outcome
+    fitting: Outcome | None
+    tried: tuple[Outcome, ...] = field(default=(), repr=False)
+
+    def vms_per_host(self, vms: int) -> float | None:
+        """VMs on a host of `HOST_BYTES`, from so many VMs on the host that was enough for them."""
+        return None if self.fitting is None else HOST_BYTES / (self.fitting.host_bytes / vms)
+
+
+class Fixed:
+    """Each VM keeps a size chosen in hindsight."""
+
+    interval_seconds = 60.0
+
+    def __init__(self, name: str, sizes: Array) -> None:
+        self.name, self._sizes = name, sizes
+
+    def decide(self, now: float, host: HostSample) -> Array:
+        return self._sizes
+
+
+class Clairvoyant:
+    """Knows what each VM will use until a later decision could help, and gives use / 0.9."""
+
+    name = "oracle"
+    interval_seconds = 1.0
+
+    def __init__(self, used: Array) -> None:
+        ahead = round((2 * self.interval_seconds + REACTION_SECONDS) / STEP_SECONDS) + 1
+        padded = np.concatenate([used, np.repeat(used[-1:], ahead, axis=0)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, ahead, axis=0)
+        self._needed = (windows[: len(used)].max(axis=2) + KERNEL_BYTES) / 0.9
+
+    def decide(self, now: float, host: HostSample) -> Array:
+        return np.asarray(self._needed[round(now / STEP_SECONDS)])
+
+
+def guestd_player(fleet: Fleet, used: Array) -> Player:
+    """The production cores on a fleet."""
+    limits = Limits(
+        Resources(MILLICORES_PER_VCPU, fleet.minimum_bytes), Resources(MILLICORES_PER_VCPU, fleet.maximum_bytes)
+    )
+    behaviour = Behaviour(REACTION_SECONDS, PLUG_RATE, REACTION_SECONDS, UNPLUG_RATE)
+
+    def serve(host_bytes: int) -> tuple[Array, int]:
+        host = HostCapacity(Resources(fleet.vms * MILLICORES_PER_VCPU, host_bytes))
+        vms = [(profile, limits) for profile in fleet.profiles()]
+        run = Run(
+            host, vms, behaviour, settings=Settings(quick_seconds=_QUICK_SECONDS), step_seconds=_QUICK_SECONDS / 2
+        )
+        given = np.empty_like(used)
+        before = 0
+        for step in range(len(used)):
+            run.advance(step * STEP_SECONDS - run.seconds)
+            given[step] = [vm.kernel.memory_total + KERNEL_BYTES for vm in run.vms]
+            if step * STEP_SECONDS < WARM_UP_SECONDS:
+                before = sum(sum(vm.vm.resizes.values()) for vm in run.vms)
+        return given, sum(sum(vm.vm.resizes.values()) for vm in run.vms) - before
+
+    return serve
+
+
+def peer_players(
+    fleet: Fleet, used: Array, cached: Array, peers: Mapping[str, Callable[[], Policy]]
+) -> dict[str, Player]:
+    """Those that know only the past, and those that know it all, by name."""
+    makers: dict[str, Callable[[], Policy]] = {
+        "static peak": lambda: Fixed("static peak", used.max(axis=0) + KERNEL_BYTES),
+        "static p95": lambda: Fixed("static p95", np.percentile(used, 95, axis=0) + KERNEL_BYTES),
+        **peers,
+        "oracle": lambda: Clairvoyant(used),
+    }
+
+    def player(make: Callable[[], Policy]) -> Player:
+        return lambda host_bytes: play(make(), fleet, host_bytes, used, cached)
+
+    return {name: player(make) for name, make in makers.items()}
+
+
+def search(name: str, serve: Player, fleet: Fleet, used: Array, around: int | None = None) -> Result:
+    """Find the smallest host that is enough.
+
+    :param around: where to look first, in bytes; only saves time.
+    """
+    tried: dict[int, Outcome] = {}
+
+    def outcome(host_bytes: int) -> Outcome:
+        if host_bytes not in tried:
+            given, resizes = serve(host_bytes)
+            tried[host_bytes] = score(host_bytes, used, given, resizes)
+        return tried[host_bytes]
+
+    def enough(units: int) -> bool:
+        return outcome(units * PRECISION_BYTES).unmet_share <= UNMET_SHARE
+
+    ample = outcome(fleet.ample_bytes)
+    if ample.unmet_share > UNMET_SHARE:
+        return Result(name, ample, None, tuple(tried.values()))
+    low = fleet.vms * fleet.minimum_bytes // PRECISION_BYTES
+    high = fleet.ample_bytes // PRECISION_BYTES
+    step = max(1, (around or 0) // PRECISION_BYTES // 16)
+    guess = max(low, min(high, (around or 0) // PRECISION_BYTES))
+    if around is not None and enough(guess):  # gallop from the guess to a bracket
+        high = guess
+        while high - step > low and enough(high - step):
+            high, step = high - step, 2 * step
+        low = max(low, high - step)
+    elif around is not None:
+        low = guess
+        while low + step < high and not enough(low + step):
+            low, step = low + step, 2 * step
+        high = min(high, low + step)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return Result(name, ample, outcome(high * PRECISION_BYTES), tuple(tried.values()))
+
+
+def compare(
+    fleet: Fleet, peers: Mapping[str, Callable[[], Policy]], progress: Callable[[str], None] = lambda _: None
+) -> list[Result]:
+    """Every policy on a fleet; guestd is first.
+
+    :param progress: hears the name of each policy before its turn.
+    """
+    used, cached = fleet.use()
+    results = []
+    for name, player in peer_players(fleet, used, cached, peers).items():
+        progress(name)
+        results.append(search(name, player, fleet, used))
+    known = [result.fitting.host_bytes for result in results if result.fitting and result.policy == "oracle"]
+    progress(GUESTD)
+    around = round(known[0] * 1.15) if known else None
+    return [search(GUESTD, guestd_player(fleet, used), fleet, used, around), *results]
+
+
+def as_json(fleet: Fleet, results: Sequence[Result]) -> dict[str, Any]:
+    """A fleet's results, as `scoreboard.json` holds them."""
+    return {
+        "vms": fleet.vms,
+        "traces": [trace.name for trace in fleet.traces],
+        "seconds": fleet.seconds,
+        "policies": {
+            result.policy: {
+                "vms_per_host": _rounded(result.vms_per_host(fleet.vms)),
+                "fitting": result.fitting.as_json() if result.fitting else None,
+                "ample": result.ample.as_json(),
+            }
+            for result in results
+        },
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

@@ -1,0 +1,235 @@
+"""What a world remembers, so that `invariants` can judge: what was asked of whom, who was heard when, what each
+decision found. It watches and never acts.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from guestd.broker.core import actions as broker_actions
+from guestd.broker.core.guest import GuestState
+from guestd.broker.core.machine import BrokerMachine
+from guestd.broker.core.track import Phase, Track
+from guestd.guest.core.ops import Op
+from guestd.model.guest import Inventory
+from guestd.model.messages import Ack, Demand, Grant, GuestMessage, OrderId, Reclaim
+from guestd.model.resources import Kind, Limits
+from guestd.sim import invariants
+
+if TYPE_CHECKING:
+    from guestd.sim.world import SimGuest, World
+
+_COUNTED = {"grows": "grow", "shrinks": "shrink", "partials": "partial", "refusals": "refusal",
+            "failures": "failure", "overdue": "overdue", "bursts": "burst", "forced": "forced"}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Line:
+    """One kind of one guest as the last decision left it."""
+
+    reserved: int = 0
+    overdue: bool = False
+    phase: Phase = Phase.IDLE
+    ended: int = 0  # resizes that came to an end
+    begun: deque[float] = field(default_factory=deque)  # when resizes began, in the broker's clock
+    grown_at: float | None = None  # when the last grow ended, likewise
+    grows: int = 0
+    mark: tuple[object, ...] = ()  # what of the phase under way must not stay the same for ever
+    age_seconds: float = 0.0  # for how long it has
+    resets: int = 0
+    credit: int | None = None  # burst credit, resource x microseconds
+    burst: int = 0  # what was held above the maximum
+    flowed_at: float = 0.0  # when the credit last moved, in the broker's clock
+    limits: Limits | None = None
+    counted: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Seen:
+    """One guest as the watch knows it."""
+
+    heard_at: float | None = None  # in the broker's clock
+    held: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    surprised: bool = True  # holds more than anybody asked for, and the broker cannot know yet
+    told: bool = False  # the hypervisor was asked since
+    resets: int = 0
+    epoch: int = 0
+    inventory: Inventory = field(default_factory=Inventory)
+    newest: dict[Kind, Grant | Reclaim] = field(default_factory=dict)
+    answers: dict[OrderId, Ack] = field(default_factory=dict)
+    lines: dict[Kind, Line] = field(default_factory=lambda: {kind: Line() for kind in Kind})
+
+
+class Watch:
+    """The memory of a world."""
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.seen: dict[str, Seen] = {}
+        self.excused: set[Kind] = set()  # more is charged than there is, by no decision of the broker
+        self._before: tuple[object, ...] | None = None
+
+    def add(self, name: str) -> None:
+        """A guest is there from now on."""
+        self.seen[name] = Seen()
+        self.on_outside_cause()
+
+    # ---- the hypervisor --------------------------------------------------------------------------
+
+    def on_carried_out(self, guest: "SimGuest", action: broker_actions.HypervisorAction) -> None:
+        """A request was made, whatever became of it."""
+        self._look(guest, action)
+
+    def on_observed(self, guest: "SimGuest") -> None:
+        """The hypervisor answered the broker."""
+        self.seen[guest.name].told = True
+
+    def _look(self, guest: "SimGuest", action: broker_actions.HypervisorAction | None = None) -> None:
+        """A VM that may hold more than before, and than it was just asked to take, is a surprise."""
+        seen = self.seen[guest.name]
+        for kind in Kind:
+            held = guest.vm.promised(kind)
+            if held > max(seen.held[kind], invariants.amount(action, kind)):
+                seen.surprised, seen.told = True, False
+                self.excused.add(kind)
+            seen.held[kind] = held
+
+    # ---- guests ----------------------------------------------------------------------------------
+
+    def on_heard(self, guest: "SimGuest") -> None:
+        """The broker heard the guest on its present stream."""
+        self.seen[guest.name].heard_at = self.world.broker_now
+
+    def on_welcome(self, guest: "SimGuest", epoch: int) -> None:
+        """The guest is served by this broker now."""
+        seen = self.seen[guest.name]
+        if seen.epoch != epoch:
+            seen.epoch = epoch
+            seen.newest.clear()
+
+    def on_new_daemon(self, guest: "SimGuest") -> None:
+        """A daemon that knows nothing of the past."""
+        seen = self.seen[guest.name]
+        seen.epoch, seen.inventory = 0, Inventory()
+        seen.newest.clear()
+        seen.answers.clear()
+
+    def on_inventory(self, guest: "SimGuest", inventory: Inventory) -> None:
+        """What the daemon was shown last."""
+        self.seen[guest.name].inventory = inventory
+
+    def on_order(self, guest: "SimGuest", order: Grant | Reclaim) -> None:
+        """An order reached the daemon."""
+        seen = self.seen[guest.name]
+        newest = seen.newest.get(order.kind)
+        if order.id.epoch == seen.epoch and (newest is None or order.id.revision >= newest.id.revision):
+            seen.newest[order.kind] = order
+
+    def on_op(self, guest: "SimGuest", op: Op) -> None:
+        """The daemon has something done to its machine."""
+        invariants.cpus_that_must_stay(guest, self.seen[guest.name], op)
+        invariants.newest_order_only(guest, self.seen[guest.name], op)
+
+    def on_said(self, guest: "SimGuest", message: GuestMessage) -> None:
+        """The daemon says something."""
+        if isinstance(message, Ack):
+            invariants.stored_answer(guest, self.seen[guest.name], message)
+
+    def before_message(self, guest: "SimGuest", session: int, message: GuestMessage) -> None:
+        """A message is about to reach the broker."""
+        self._before = None
+        if self.world.broker is None:
+            return
+        state = self.world.broker.guests[guest.name]
+        stream = state.session == session
+        old = isinstance(message, Ack) and message.id != state.tracks[message.kind].order
+        late = isinstance(message, Demand) and state.demand is not None and message.sequence <= state.demand.sequence
+        if not stream or old or late:
+            self._before = invariants.what_is_known(state, stream)
+
+    def after_message(self, guest: "SimGuest", session: int, message: GuestMessage) -> None:
+        """It did."""
+        broker = self.world.broker
+        if broker is None:
+            return
+        state = broker.guests[guest.name]
+        if state.session == session:
+            self.on_heard(guest)
+        if self._before is not None:
+            after = invariants.what_is_known(state, state.session == session)
+            assert after == self._before, f"(17) {guest.name}: an obsolete message changed something: {message}"
+
+    # ---- the broker ------------------------------------------------------------------------------
+
+    def on_outside_cause(self) -> None:
+        """The host changed, or what was promised to guests: more may be charged than there is."""
+        self.excused.update(Kind)
+
+    def on_death(self) -> None:
+        """The broker is gone, and with it what it counted."""
+        for seen in self.seen.values():
+            seen.heard_at = None
+            for kind, line in seen.lines.items():
+                seen.lines[kind] = Line(line.reserved)
+
+    def on_start(self) -> None:
+        """A broker was started from the journal."""
+        for name, seen in self.seen.items():
+            entry = self.world.journal.get(name)
+            for kind, line in seen.lines.items():
+                line.reserved = entry.reserved.get(kind) if entry else 0
+                if entry is not None and entry.credit is not None:
+                    line.credit = entry.credit.get(kind) * invariants.MICRO
+                line.flowed_at, line.limits = self.world.broker_now, self.world.limits[name]
+        invariants.recovery_is_idempotent(self.world)
+
+    def on_clock_step(self, seconds: float) -> None:
+        """The broker's clock was set; set back, it has its deadlines so much later."""
+        for seen in self.seen.values():
+            for line in seen.lines.values():
+                line.age_seconds += min(0.0, seconds)
+
+    def check_actions(self, broker: BrokerMachine, actions: Sequence[broker_actions.Action]) -> None:
+        """Judge a decision before anything of it is done, and remember what it left."""
+        for check in invariants.DECISION_CHECKS:
+            check(self.world, broker, actions)
+        for name, state in broker.guests.items():
+            seen = self.seen[name]
+            for kind, track in state.tracks.items():
+                line = seen.lines[kind]
+                self._count(line, track)
+                self._remember(line, track, invariants.asked(actions, name, kind))
+                self._remember_credit(line, state, track)
+            if seen.told and state.vm_fresh:
+                seen.surprised = False
+
+    def _remember(self, line: Line, track: Track, asked: int) -> None:
+        now = self.world.broker_now
+        line.begun.extend([now] * invariants.starts(line, track, asked))
+        if track.counters.grows > line.grows:
+            line.grows, line.grown_at = track.counters.grows, now
+        line.reserved, line.overdue, line.phase = track.reserved, track.overdue, track.phase
+        line.ended = invariants.ended(track)
+
+    def _remember_credit(self, line: Line, state: GuestState, track: Track) -> None:
+        credit = track.lend.bucket.credit_microseconds if track.lend else None
+        burst = state.burst_held(track.kind)
+        if credit != line.credit or burst != line.burst or state.limits is not line.limits:
+            line.flowed_at = self.world.broker_now
+        line.credit, line.burst, line.limits = credit, burst, state.limits
+
+    def _count(self, line: Line, track: Track) -> None:
+        for name, word in _COUNTED.items():
+            value = getattr(track.counters, name)
+            self.world.happened[word] += value - line.counted.get(name, 0)
+            line.counted[name] = value
+
+    def check_state(self, seconds: float) -> None:
+        """Judge the state that a step left."""
+        for guest in self.world.guests.values():
+            self._look(guest)
+        for check in invariants.STATE_CHECKS:
+            check(self.world)
+        if self.world.broker is not None:
+            invariants.phases_end(self.world, self.world.broker, seconds)
