@@ -56,6 +56,9 @@ def open_database(path: Path, create: bool = True) -> sqlite3.Connection:
     :raise OSError: When the system says so; see `explain`.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    why_not = _why_not_writable(path)
+    if why_not is not None:  # SQLite would open it for reading, and leave files that cannot be written beside it
+        raise JournalError(f"journal {path}: cannot be written: {why_not}")
     if not path.exists():
         if not create:
             raise JournalError(f"journal {path}: was moved or deleted while in use; put it back, or restart the broker")
@@ -116,17 +119,15 @@ def explain(path: Path, error: Exception) -> str:
 def _meaning(path: Path, error: Exception) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     number = getattr(error, "errno", None)
-    if code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT) or (code and _is_full(path)):
-        return (
-            f"the disk is full; make room on the file system of {path.parent}, a running broker then goes on by itself"
-        )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return f"it is damaged or not guestd's; {way_out(path)}"
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return "another guestd-broker has it; end that one first"
-    unwritable = code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or (code and _is_read_only(path))
-    if unwritable or number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return _why_not_writable(path)
+    if code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT) or (code and _is_full(path)):
+        return f"the disk is full; make room on the file system of {path.parent}, a running broker goes on by itself"
+    why_not = _why_not_writable(path) if code or number in (errno.EROFS, errno.EACCES, errno.EPERM) else None
+    if why_not is not None:
+        return why_not
     if code == sqlite3.SQLITE_IOERR or number == errno.EIO:
         return "the disk or its file system failed; see the kernel's log, a running broker tries again"
     return "it cannot be used"
@@ -146,19 +147,15 @@ def _is_full(path: Path) -> bool:
     return False
 
 
-def _is_read_only(path: Path) -> bool:
+def _why_not_writable(path: Path) -> str | None:
+    """None when nothing is wrong with that."""
     with suppress(OSError):
-        return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
-    return False
-
-
-def _why_not_writable(path: Path) -> str:
-    if _is_read_only(path):
-        return f"the file system of {path.parent} is read-only; mount it writable"
-    for one in (path.parent, path):
-        if one.exists() and not os.access(one, os.W_OK):
-            return f"{one} is read-only for user {os.geteuid()}; make that user its owner"
-    return f"it cannot be opened for writing by user {os.geteuid()}"
+        if os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+            return f"the file system of {path.parent} is read-only; mount it writable"
+        for one in (path.parent, path, path.with_name(path.name + "-wal")):
+            if one.exists() and not os.access(one, os.W_OK):
+                return f"{one} is read-only for user {os.geteuid()}; make that user its owner"
+    return None
 
 
 def _make(path: Path) -> None:

@@ -67,7 +67,9 @@ class Operators(ABC):
         """See `wire.server.OperatorBackend`."""
         state = self._known(name)
         origin, detail = self._origin.get(name, (LimitsOrigin.UNKNOWN, ""))
-        return guest_view(state, self._clock(), origin, detail, self._channels.get(name, ""), self._errors[name])
+        now = self._clock()
+        self.machine.explain(name, now)
+        return guest_view(state, now, origin, detail, self._channels.get(name, ""), self._errors[name])
 
     def subscribe(self) -> tuple[set[str], asyncio.Event, Callable[[], None]]:
         """See `wire.server.OperatorBackend`."""

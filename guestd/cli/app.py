@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 import typer
 
 import guestd
+from guestd.cli.simulate import simulate
 from guestd.cli.text import printable
 from guestd.model.units import format_cpus, format_size, parse_cpus, parse_size
 from guestd.model.view import GuestRemoved, GuestView, HostView, LimitsChange
@@ -229,6 +230,9 @@ def bench(
     except ModuleNotFoundError as error:
         _exit_lab_missing("bench", error)
     raise typer.Exit(run_bench(rounds=rounds, idle_seconds=idle_seconds, accel=accel, out_dir=out))
+
+
+app.command()(simulate)
 
 
 @app.command(

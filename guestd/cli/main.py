@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from guestd.cli.text import printable
-from guestd.model.errors import ConfigError, GuestdError, UnreachableError
+from guestd.model.errors import ConfigError, GuestdError, TraceError, UnreachableError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except UnreachableError as error:
         return _fail(f"{error}; {_BROKER_HINT}", EXIT_UNREACHABLE)
-    except ConfigError as error:
+    except (ConfigError, TraceError) as error:
         return _fail(str(error), EXIT_USAGE)
     except GuestdError as error:
         return _fail(str(error), EXIT_FAILED)

@@ -192,12 +192,15 @@ def nothing_is_left_over(world: "World") -> None:
     """(10, 16) While nothing is under way, what is reserved is what is there: nothing lost, nothing doubled."""
     if world.broker is None or world.pending:
         return
-    for name, state, kind, track in _tracks(world.broker):
+    for name, state in world.broker.guests.items():
         guest = world.guests[name]
-        settled = track.phase is Phase.IDLE and state.vm_fresh and not guest.commands and state.vm == guest.vm.truth()
-        if settled and state.vm is not None and state.vm.status is VmStatus.RUNNING:
-            held = state.vm.held(kind)
-            assert track.reserved == held, f"(16) {name} {kind}: idle, {held} is held, {track.reserved} is reserved"
+        running = state.vm is not None and state.vm.status is VmStatus.RUNNING and state.vm_fresh
+        if not running or guest.commands or state.vm != guest.vm.truth():
+            continue
+        for kind, track in state.tracks.items():
+            held = _observed(state, kind)
+            left = track.reserved == held or track.phase is not Phase.IDLE
+            assert left, f"(16) {name} {kind}: idle, {held} is held, {track.reserved} is reserved"
 
 
 # ---- what is asked of guests -------------------------------------------------------------------
@@ -210,13 +213,13 @@ def reclaims_leave_enough(world: "World", broker: BrokerMachine, actions: Action
             state, kind, wanted = broker.guests[action.guest], action.message.kind, action.message.amount
         elif isinstance(action, broker_actions.RequestMemory):
             state, kind, wanted = broker.guests[action.guest], Kind.MEMORY, action.amount_bytes
-            if wanted >= _observed(state, kind):
-                continue
         elif isinstance(action, broker_actions.RequestCpuQuota):
             state, kind, wanted = broker.guests[action.guest], Kind.CPU, action.millicores
         elif isinstance(action, broker_actions.RequestVcpus) and not broker.guests[action.guest].bounded:
             state, kind, wanted = broker.guests[action.guest], Kind.CPU, action.count * MILLICORES_PER_VCPU
         else:
+            continue
+        if wanted >= _observed(state, kind):
             continue
         low = _lowest(state, kind)
         assert wanted >= low, f"(7) {state.name} {kind}: {wanted} asked for, its minimum is {low}"

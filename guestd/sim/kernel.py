@@ -88,9 +88,8 @@ class GuestKernel:
 
     @property
     def memory_total(self) -> int:
-        present = self.present_blocks
-        online = sum(1 for index in self.online_blocks if index < present)
-        return max(0, min(self.vm.guest_memory_bytes, online * BLOCK_BYTES) - _KERNEL_BYTES)
+        self._refresh()
+        return max(0, min(self.vm.guest_memory_bytes, len(self.online_blocks) * BLOCK_BYTES) - _KERNEL_BYTES)
 
     def sample(self) -> Sample:
         """As `guestd.guest.sensors` would read it."""
@@ -161,7 +160,8 @@ class GuestKernel:
         self.vm.guest_keeps_bytes = min(self.vm.guest_memory_bytes, kept)
 
     def _refresh(self) -> None:
-        self.online_cpus &= self.vm.guest_cpus
+        if len(self.online_cpus) > 1:
+            self.online_cpus &= self.vm.guest_cpus
         present = self.present_blocks
         if self.online_blocks and max(self.online_blocks) >= present:
             self.online_blocks = {index for index in self.online_blocks if index < present}

@@ -39,6 +39,7 @@ class Line:
     age_seconds: float = 0.0  # for how long it has
     resets: int = 0
     credit: int | None = None  # burst credit, resource x microseconds
+    bucket_at: int = 0  # up to when it counts
     burst: int = 0  # what was held above the maximum
     flowed_at: float = 0.0  # when the credit last moved, in the broker's clock
     limits: Limits | None = None
@@ -79,13 +80,13 @@ class Watch:
 
     def on_carried_out(self, guest: "SimGuest", action: broker_actions.HypervisorAction) -> None:
         """A request was made, whatever became of it."""
-        self._look(guest, action)
+        self.look(guest, action)
 
     def on_observed(self, guest: "SimGuest") -> None:
         """The hypervisor answered the broker."""
         self.seen[guest.name].told = True
 
-    def _look(self, guest: "SimGuest", action: broker_actions.HypervisorAction | None = None) -> None:
+    def look(self, guest: "SimGuest", action: broker_actions.HypervisorAction | None = None) -> None:
         """A VM that may hold more than before, and than it was just asked to take, is a surprise."""
         seen = self.seen[guest.name]
         for kind in Kind:
@@ -169,7 +170,7 @@ class Watch:
     def on_death(self) -> None:
         """The broker is gone, and with it what it counted."""
         for seen in self.seen.values():
-            seen.heard_at = None
+            seen.heard_at, seen.told = None, False
             for kind, line in seen.lines.items():
                 seen.lines[kind] = Line(line.reserved)
 
@@ -201,6 +202,11 @@ class Watch:
                 self._count(line, track)
                 self._remember(line, track, invariants.asked(actions, name, kind))
                 self._remember_credit(line, state, track)
+
+    def on_done(self, broker: BrokerMachine) -> None:
+        """All of a decision was done: the broker and its journal know what its hypervisors had said before."""
+        for name, state in broker.guests.items():
+            seen = self.seen[name]
             if seen.told and state.vm_fresh:
                 seen.surprised = False
 
@@ -213,11 +219,11 @@ class Watch:
         line.ended = invariants.ended(track)
 
     def _remember_credit(self, line: Line, state: GuestState, track: Track) -> None:
-        credit = track.lend.bucket.credit_microseconds if track.lend else None
-        burst = state.burst_held(track.kind)
-        if credit != line.credit or burst != line.burst or state.limits is not line.limits:
+        bucket, burst = track.lend.bucket if track.lend else None, state.burst_held(track.kind)
+        if bucket is None or bucket.at_microseconds != line.bucket_at or burst != line.burst:
             line.flowed_at = self.world.broker_now
-        line.credit, line.burst, line.limits = credit, burst, state.limits
+        line.credit, line.bucket_at = (bucket.credit_microseconds, bucket.at_microseconds) if bucket else (None, 0)
+        line.burst, line.limits = burst, state.limits
 
     def _count(self, line: Line, track: Track) -> None:
         for name, word in _COUNTED.items():
@@ -227,8 +233,6 @@ class Watch:
 
     def check_state(self, seconds: float) -> None:
         """Judge the state that a step left."""
-        for guest in self.world.guests.values():
-            self._look(guest)
         for check in invariants.STATE_CHECKS:
             check(self.world)
         if self.world.broker is not None:

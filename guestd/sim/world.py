@@ -36,6 +36,7 @@ __all__ = ["BLOCK_BYTES", "Entry", "Fuse", "GuestKernel", "Load", "SimGuest", "W
 
 STEP_SECONDS = 0.05
 _WATCH_SECONDS = 5.0  # a VM is observed at least so often
+_LONGEST_JUMP_SECONDS = 60.0
 _ALL = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE, Capability.VIRTIO_MEM, Capability.PSI})
 
 Fate = tuple[float, ...]
@@ -204,6 +205,7 @@ class World:
 
     def set_clock(self, seconds: float, guest: SimGuest | None = None) -> None:
         """Step the clock of a guest, or of the broker, forwards or back."""
+        self.happened["clock step"] += 1
         if guest is None:
             self.clock_seconds += seconds
             self.watch.on_clock_step(seconds)
@@ -262,6 +264,7 @@ class World:
         self.now += seconds
         for guest in self.guests.values():
             self._move(guest, seconds)
+            self.watch.look(guest)
         self._deliver_mail()
         for guest in self.guests.values():
             if guest.runs:
@@ -275,23 +278,37 @@ class World:
 
     def _quiet_steps(self) -> int:
         """How many steps nothing will happen for."""
-        until = self.now + 60.0
-        if self._news and self.broker is not None:
-            return 1
-        if self._alarm is not None and self.broker is not None:
-            until = min(until, self._alarm - self.clock_seconds)
+        until = self.now + _LONGEST_JUMP_SECONDS
         if self._start_at is not None:
             until = min(until, self._start_at)
         if self._mail:
             until = min(until, self._mail[0][0])
-        for guest in self.guests.values():
-            if guest.vm.moving or guest.commands or guest.stirred:
+        if self.broker is not None:
+            if self._news:
                 return 1
-            if guest.runs:
-                until = min(until, guest.alarm, guest.observe_at, *(due for due, _ in guest.doing))
-                if not guest.session and self.broker is not None:
-                    return 1
+            if self._alarm is not None:
+                until = min(until, self._alarm - self.clock_seconds)
+        for guest in self.guests.values():
+            until = min(until, self._quiet_until(guest))
+            if until <= self.now:
+                return 1
         return max(1, int((until - self.now) / self.step_seconds + 0.999))
+
+    def _quiet_until(self, guest: SimGuest) -> float:
+        """When something happens with this VM, for all that is known now."""
+        until = self.now + _LONGEST_JUMP_SECONDS
+        if guest.vm.moving:
+            if guest.stirred or not guest.vm.booting:
+                return self.now
+            until = self.now + 10 * self.step_seconds
+        if self.broker is not None:
+            waiting = bool(guest.commands) or guest.stirred
+            until = min(until, max(guest.hung_until, 0.0 if waiting else guest.observe_at))
+            if guest.runs and not guest.session:
+                return self.now
+        if guest.runs:
+            until = min(until, guest.alarm, *(due for due, _ in guest.doing))
+        return until
 
     def _move(self, guest: SimGuest, seconds: float) -> None:
         """Time passes in the VM."""
@@ -462,6 +479,7 @@ class World:
             if self.fuse is not None:
                 self.fuse.actions -= 1
             self._do(action)
+        self.watch.on_done(broker)
         for guest in self.guests.values():
             self._hypervise(broker, guest)
         self._alarm = broker.wake_at(self.broker_now)

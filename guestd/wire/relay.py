@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestd.model.errors import GuestdError
+from guestd.wire.splice import Splice
 
 _log = logging.getLogger(__name__)
-_CHUNK_BYTES = 64 * 1024
+_Connect = Callable[[socket.socket], Awaitable[tuple[socket.socket, Callable[[], None]] | None]]
+_BACKLOG = 1024
 LAST_PRIVILEGED_PORT = 1023
 """LAST_RESERVED_PORT of net/vmw_vsock/af_vsock.c: binding below needs CAP_NET_BIND_SERVICE."""
 MAX_CONNECTIONS_PER_GUEST = 4
@@ -58,39 +60,17 @@ class Peers:
         return self._peers.get(grpc_peer.removeprefix("unix-abstract:"))
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(ConnectionError, OSError):
-        while data := await reader.read(_CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
-    with contextlib.suppress(ConnectionError, OSError, RuntimeError):
-        if writer.can_write_eof():
-            writer.write_eof()
-
-
-async def _pump(
-    one: tuple[asyncio.StreamReader, asyncio.StreamWriter], other: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-) -> None:
-    """Copy both ways until both are at their end; close both, whatever happens."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(_copy(one[0], other[1]))
-            group.create_task(_copy(other[0], one[1]))
-    finally:
-        for _, writer in (one, other):
-            writer.close()
-        for _, writer in (one, other):
-            with contextlib.suppress(ConnectionError, OSError):
-                await writer.wait_closed()
-
-
 class _Listener:
-    """Accepts on one socket and runs a task for each connection; closing ends all of them."""
+    """Accepts on one socket and splices each connection to what `connect` finds for it; closing ends all of them.
 
-    def __init__(self, sock: socket.socket, serve: Callable[[socket.socket], Awaitable[None]]) -> None:
+    `connect` returns the other socket and what to call when both are closed; None: the connection is refused.
+    """
+
+    def __init__(self, sock: socket.socket, connect: _Connect) -> None:
         self._sock = sock
-        self._serve = serve
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connect = connect
+        self._joining: set[asyncio.Task[None]] = set()
+        self._splices: set[Splice] = set()
         self._accepting = asyncio.create_task(self._accept())
 
     async def _accept(self) -> None:
@@ -103,24 +83,41 @@ class _Listener:
                 _log.warning("cannot accept a connection (%s), trying again in 1 s", error)
                 await asyncio.sleep(1)
                 continue
-            task = asyncio.create_task(self._run(connection))
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+            task = asyncio.create_task(self._join(connection))
+            self._joining.add(task)
+            task.add_done_callback(self._joining.discard)
 
-    async def _run(self, connection: socket.socket) -> None:
+    async def _join(self, connection: socket.socket) -> None:
         try:
-            await self._serve(connection)
-        except (OSError, EOFError, GuestdError) as error:
+            found = await self._connect(connection)
+            if found is None:
+                connection.close()
+                return
+            other, release = found
+
+            def closed() -> None:
+                self._splices.discard(splice)
+                release()
+
+            splice = Splice(closed)
+            self._splices.add(splice)
+            await splice.join(connection, other)
+        except (OSError, GuestdError) as error:
             _log.debug("a connection ended: %s", error)
-        finally:
             connection.close()
+        except asyncio.CancelledError:
+            connection.close()
+            raise
 
     async def close(self) -> None:
-        tasks = [self._accepting, *self._connections]
+        tasks = [self._accepting, *self._joining]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._sock.close()
+        for splice in list(self._splices):
+            splice.abort()
+        await asyncio.sleep(0)  # asyncio closes a socket in the turn of its loop after the abort
 
 
 def unix_listener(path: Path, mode: int = 0o600) -> socket.socket:
@@ -134,7 +131,7 @@ def unix_listener(path: Path, mode: int = 0o600) -> socket.socket:
     try:
         sock.bind(str(path))
         path.chmod(mode)
-        sock.listen(64)
+        sock.listen(_BACKLOG)
     except OSError as error:
         sock.close()
         raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from None
@@ -149,7 +146,7 @@ def vsock_listener(port: int) -> socket.socket:
     sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:
         sock.bind((socket.VMADDR_CID_ANY, port))
-        sock.listen(64)
+        sock.listen(_BACKLOG)
     except OSError:
         sock.close()
         raise
@@ -168,16 +165,16 @@ class DialRelay:
 
     async def start(self) -> None:
         """:raise OSError: When the socket cannot be made."""
-        self._listener = _Listener(unix_listener(self._path), self._serve)
+        self._listener = _Listener(unix_listener(self._path), self._connect)
 
-    async def _serve(self, connection: socket.socket) -> None:
+    async def _connect(self, _: socket.socket) -> tuple[socket.socket, Callable[[], None]]:
         try:
             upstream = await self._dial()
         except (OSError, GuestdError) as error:
             self.failure = str(error)
             raise
         self.failure = ""
-        await _pump(await asyncio.open_connection(sock=connection), await asyncio.open_connection(sock=upstream))
+        return upstream, lambda: None
 
     async def close(self) -> None:
         if self._listener is not None:
@@ -202,10 +199,11 @@ class IngressRelay:
         """
         channel = "unix" if privileged_ports else "unix, process-unproven"
 
-        async def serve(connection: socket.socket) -> None:
-            await self._connect(connection, Peer(guest, channel))
+        async def connect(_: socket.socket) -> tuple[socket.socket, Callable[[], None]] | None:
+            return self._connect(peer)
 
-        self._listeners[guest] = _Listener(unix_listener(path), serve)
+        peer = Peer(guest, channel)
+        self._listeners[guest] = _Listener(unix_listener(path), connect)
 
     def listen_vsock(
         self,
@@ -219,17 +217,18 @@ class IngressRelay:
         :param peer_of: CID and port of a connection; simulated guests have them otherwise than from vsock.
         """
 
-        async def serve(connection: socket.socket) -> None:
+        async def connect(connection: socket.socket) -> tuple[socket.socket, Callable[[], None]] | None:
             cid, port = peer_of(connection)
             guest = guest_of(cid)
             if guest is None:
                 _log.warning("a connection from vsock CID %d, which is no guest's: closed", cid)
-            elif port > LAST_PRIVILEGED_PORT:
+                return None
+            if port > LAST_PRIVILEGED_PORT:
                 _log.warning("a connection from CID %d port %d, not opened by root in %s: closed", cid, port, guest)
-            else:
-                await self._connect(connection, Peer(guest, "vsock"))
+                return None
+            return self._connect(Peer(guest, "vsock"))
 
-        self._listeners[""] = _Listener(sock, serve)
+        self._listeners[""] = _Listener(sock, connect)
 
     async def stop_listening(self, guest: str) -> None:
         """End the guest's unix listener and its connections."""
@@ -237,22 +236,31 @@ class IngressRelay:
         if listener is not None:
             await listener.close()
 
-    async def _connect(self, connection: socket.socket, peer: Peer) -> None:
+    def _connect(self, peer: Peer) -> tuple[socket.socket, Callable[[], None]] | None:
+        """A connection to the server under a name that stands for that peer.
+
+        :raise OSError: When the server does not take one more now.
+        """
         if self._open[peer.guest] >= MAX_CONNECTIONS_PER_GUEST:
             _log.warning("%s has %d connections open already: closed", peer.guest, MAX_CONNECTIONS_PER_GUEST)
-            return
-        self._open[peer.guest] += 1
+            return None
         name = self._peers.add(peer)
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             server.setblocking(False)
             server.bind(f"\0{name}")
-            await asyncio.get_running_loop().sock_connect(server, str(self._server_path))
-            await _pump(await asyncio.open_connection(sock=connection), await asyncio.open_connection(sock=server))
-        finally:
+            server.connect(str(self._server_path))  # a unix socket connects at once or not at all
+        except OSError:
             server.close()
             self._peers.remove(name)
+            raise
+        self._open[peer.guest] += 1
+
+        def release() -> None:
+            self._peers.remove(name)
             self._open[peer.guest] -= 1
+
+        return server, release
 
     async def close(self) -> None:
         for guest in list(self._listeners):

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -71,6 +71,10 @@ class Outbox(Protocol):
 
         :raise ProtocolError: When the stream is to end, with the reason.
         """
+        ...
+
+    def end(self, error: ProtocolError) -> None:
+        """Have `next` raise that."""
         ...
 
 
@@ -147,7 +151,7 @@ class GuestServicer:
         )
         return grpc.method_handlers_generic_handler(service, {"Negotiate": negotiate})
 
-    async def negotiate(self, request_iterator: AsyncIterator[bytes], context: _Context) -> None:
+    async def negotiate(self, _: AsyncIterator[bytes], context: _Context) -> None:
         """See guest.proto. No generator: gRPC drops one that is cancelled, and its clean-up waits for the
         garbage collector.
         """
@@ -155,28 +159,33 @@ class GuestServicer:
         if peer is None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this connection is no guest's")
         try:
-            hello = await self._hello(request_iterator)
+            hello = await self._hello(context)
             session, outbox = self._backend.connect(peer, hello)
         except NotFoundError as problem:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, str(problem))
         except ProtocolError as problem:
             await self._refuse(peer, context, problem)
-        receiving = asyncio.create_task(self._receive(peer, session, request_iterator))
+        receiving = asyncio.create_task(self._receive(peer, session, context))
+        receiving.add_done_callback(lambda _: outbox.end(ProtocolError("the guest's side has ended")))
         try:
-            async with contextlib.aclosing(_until(receiving, outbox)) as messages:
-                async for message in messages:
-                    await context.write(convert.broker_message_to_wire(message))
+            # A write is never cancelled: gRPC could not send a status before it is through.
+            while True:
+                await context.write(convert.broker_message_to_wire(await outbox.next()))
         except ProtocolError as problem:
-            await self._refuse(peer, context, problem)
+            error = receiving.exception() if receiving.done() and not receiving.cancelled() else problem
+            if isinstance(error, ProtocolError):
+                await self._refuse(peer, context, error)
+            elif error is not None:
+                raise error from None
         finally:
             receiving.cancel()
             self._backend.disconnect(peer, session)
             await asyncio.gather(receiving, return_exceptions=True)
 
-    async def _hello(self, requests: AsyncIterator[bytes]) -> Hello:
+    async def _hello(self, context: _Context) -> Hello:
         try:
             async with asyncio.timeout(_HELLO_SECONDS):
-                first = await anext(requests, None)
+                first = await _read(context)
         except TimeoutError:
             raise ProtocolError(f"no hello within {_HELLO_SECONDS:g} s") from None
         message = None if first is None else convert.guest_message_from_bytes(first)
@@ -191,28 +200,19 @@ class GuestServicer:
         await context.abort(code, str(error)[:200])
         raise AssertionError("abort returns never")
 
-    async def _receive(self, peer: Peer, session: int, requests: AsyncIterator[bytes]) -> None:
-        async for request in requests:
+    async def _receive(self, peer: Peer, session: int, context: _Context) -> None:
+        """Until the guest's side of the stream ends."""
+        while (request := await _read(context)) is not None:
             message = convert.guest_message_from_bytes(request)
             if isinstance(message, Hello):
                 raise ProtocolError("hello comes once")
             self._backend.receive(peer, session, message)
 
 
-async def _until(receiving: asyncio.Task[None], outbox: Outbox) -> AsyncGenerator[BrokerMessage, None]:
-    """What the outbox holds, until the guest's side of the stream ends; its error is raised."""
-    sending = asyncio.ensure_future(outbox.next())
-    try:
-        while True:
-            done, _ = await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
-            if receiving in done:
-                receiving.result()
-                return
-            yield sending.result()
-            sending = asyncio.ensure_future(outbox.next())
-    finally:
-        sending.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
+async def _read(context: _Context) -> bytes | None:
+    """The guest's next message; None when its side of the stream has ended."""
+    raw: object = await context.read()
+    return raw if isinstance(raw, bytes) else None
 
 
 @asynccontextmanager

@@ -279,8 +279,9 @@ async def test_a_file_or_directory_that_may_not_be_written(root: Path) -> None:
     path.chmod(0o444)
     said = await opening(path, str(nobody))
     assert f"{path} is read-only for user {nobody}" in said
-    os.chown(path, nobody, nobody)
-    path.chmod(0o600)
+    for one in state.iterdir():  # the log too: `opening` ends as a crash does
+        os.chown(one, nobody, nobody)
+        one.chmod(0o600)
     assert await opening(path, str(nobody)) == "ok"
 
 
@@ -305,7 +306,6 @@ async def test_every_commit_is_synced_once(root: Path, disk: FailingDisk) -> Non
         ({"sync": errno.EIO}, "the disk or its file system failed; see the kernel's log"),
         ({"write": errno.EIO}, "the disk or its file system failed; see the kernel's log"),
         ({"write": errno.ENOSPC}, "the disk is full; make room on the file system of"),
-        ({"sync": errno.EIO, "write": errno.ENOSPC}, "the disk is full; make room on the file system of"),
     ],
 )
 async def test_what_failed_is_told_and_gone_and_what_follows_is_durable(
@@ -355,7 +355,7 @@ async def test_a_file_damaged_while_in_use_stops_decisions_and_says_so(root: Pat
         assert await journal.answer() == "ok"
         assert await journal.record("a") == "ok"
         disk.fail(sync=errno.EIO)
-        assert "failed" in await journal.record("a")
+        assert "failed" in await journal.record("b")
         with path.open("r+b") as file:
             file.write(b"\xa5" * 4096)
         disk.fail()
@@ -381,12 +381,18 @@ class Broker:
             view = await client.guest("a")
             return Resources(view.resource(Kind.CPU).reserved, view.resource(Kind.MEMORY).reserved)
 
+    async def committed(self, cpu_millicores: int) -> None:
+        """Wait until so much is in the book."""
+        async with BrokerClient(self.process.run_dir) as client, asyncio.timeout(15):
+            while (await client.host()).committed.cpu_millicores < cpu_millicores:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.02)
+
 
 @contextlib.asynccontextmanager
 async def broker_on(
     root: Path, before: tuple[str, ...] = (), environment: dict[str, str] | None = None, others: int = 0
 ) -> AsyncIterator[Broker]:
-    names = ["a", "b", *(f"other-{number}" for number in range(others))]
+    names = ["a", "b", *(f"with-a-name-that-takes-room-{number}" for number in range(others))]
     async with HypervisorProcess(root, [VmSpec(name=name) for name in names]) as hypervisor:
         text = host_table(root, cpus=8 + others, memory=f"{8 + others}GiB")
         text += "".join(guest_table(root, name) for name in names)
@@ -409,8 +415,8 @@ async def grant_of(raw: RawGuest, kind: Kind, amount: int) -> Grant:
 
 async def nothing_is_granted_until(broker: Broker, raw: RawGuest, said: str, mend: Callable[[], None]) -> None:
     """The journal cannot be written now: nothing moves, and the way out is told. When it can, all goes on."""
-    asked_before = await broker.requests()
-    await raw.send(demand(2, 3000, GIB))
+    asked_before, had_before = await broker.requests(), await broker.hypervisor.link.truth()
+    await raw.send(demand(3, 3000, GIB))
     await broker.process.logged(said)
     await broker.process.logged("until then nothing is decided and guests keep what they have")
     reading = asyncio.create_task(grant_of(raw, Kind.CPU, 3000))
@@ -421,8 +427,7 @@ async def nothing_is_granted_until(broker: Broker, raw: RawGuest, said: str, men
     await asyncio.sleep(1.5)  # more than one try
     assert not reading.done()
     assert await broker.requests() == asked_before
-    truth = await broker.hypervisor.link.truth()
-    assert (truth["a"].vcpus, truth["b"].vcpus) == (1, 1)
+    assert await broker.hypervisor.link.truth() == had_before
     assert broker.process.said.count(said) <= 3  # told once a cause, not once a try
     mend()
     await reading
@@ -437,6 +442,9 @@ async def test_on_a_full_disk_nothing_is_granted_until_there_is_room(root: Path,
             assert (await raw.hello()).epoch == 1
             await raw.send(demand(1, 1000, 512 * MIB))
             await grant_of(raw, Kind.CPU, 1000)
+            await broker.committed(cpu_millicores=152_000)
+            await raw.send(demand(2, 2000, 512 * MIB))
+            await grant_of(raw, Kind.CPU, 2000)  # so that the records before it are durable
             small_disk.fill()
             await nothing_is_granted_until(broker, raw, "the disk is full; make room", small_disk.make_room)
         await broker.process.kill()

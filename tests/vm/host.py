@@ -59,6 +59,9 @@ class GuestSpec:
     weight: int = 100
     cid: int = 3
     boot_memory_bytes: int = 512 * MIB
+    cpu: str = ""  # more of the file's `cpu = { … }`, such as "burst = 4"
+    memory: str = ""
+    park_cpus: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +191,13 @@ class Host:
         lines += [f"overhead_memory_per_guest = {OVERHEAD_BYTES}", "", "[broker]", f"port = {PORT}"]
         lines += [f"state_dir = {_quoted(self._directory / 'state')}", f"run_dir = {_quoted(self.run_dir)}", ""]
         for name, spec in self.guests.items():
+            cpu = f"min = 1, max = {spec.cpu_max}, weight = {spec.weight}"
+            memory = f"min = {spec.memory_min_bytes}, max = {spec.memory_max_bytes}, weight = {spec.weight}"
             lines += [
                 f"[guests.{name}]",
-                f"cpu = {{ min = 1, max = {spec.cpu_max}, weight = {spec.weight} }}",
-                f"memory = {{ min = {spec.memory_min_bytes}, max = {spec.memory_max_bytes}, weight = {spec.weight} }}",
+                f"cpu = {{ {', '.join(filter(None, (cpu, spec.cpu)))} }}",
+                f"memory = {{ {', '.join(filter(None, (memory, spec.memory)))} }}",
+                f"park_cpus = {str(spec.park_cpus).lower()}",
                 f"qmp_socket = {_quoted(self._directory / f'{name}.qmp')}",
                 f"vsock_path = {_quoted(self._directory / name)}",
                 "vsock_privileged_ports = true",
@@ -386,13 +392,15 @@ def audit_of(look: Look, specs: Mapping[str, GuestSpec]) -> list[str]:
         for one in (cpu, memory):
             if one.phase is not ResizePhase.IDLE:
                 found.append(f"{name}: {one.kind} is {one.phase}")
-        if cpu.reserved != held.vcpus * 1000:
-            found.append(f"{name}: {cpu.reserved} millicores reserved, {held.vcpus} vCPUs in the hypervisor")
+        bounded = min(held.vcpus * 1000, cpu.quota or held.vcpus * 1000)
+        if cpu.reserved != bounded:
+            found.append(f"{name}: {cpu.reserved} millicores reserved, {bounded} held ({held.vcpus} vCPUs plugged)")
         if memory.reserved != held.held_bytes:
             found.append(f"{name}: {memory.reserved} bytes reserved, {held.held_bytes} held in the hypervisor")
         if facts is None:
             continue
-        if len(facts.cpus_online) != held.vcpus:
+        parked = held.vcpus - len(facts.cpus_online) if specs[name].park_cpus else 0
+        if len(facts.cpus_online) != held.vcpus - parked or len(facts.cpus_online) * 1000 < cpu.reserved:
             found.append(f"{name}: CPUs {sorted(facts.cpus_online)} online, {held.vcpus} plugged")
         online = facts.online_bytes - held.ballooned_bytes
         # A block can be online with only a part of it plugged: virtio-mem takes away piece by piece what it can.

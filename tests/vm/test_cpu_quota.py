@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,20 @@ class Bench:
         """Millicores that the vCPU threads had in the window, and what QMP took meanwhile, in milliseconds."""
         threads, took = await self.threads(), []
         before, begun = sum(map(self.ran_seconds, threads)), time.monotonic()
-        while time.monotonic() - begun < WINDOW_SECONDS:
+        while time.monotonic() - begun < WINDOW_SECONDS or len(took) < 200:
             asked = time.monotonic()
             await self.machine.query("query-status")
             took.append((time.monotonic() - asked) * 1e3)
             await asyncio.sleep(0.01)
         used = sum(map(self.ran_seconds, threads)) - before
         return round(1000 * used / (time.monotonic() - begun)), took
+
+    async def bind(self, millicores: int) -> None:
+        """Set the quota, by the driver; and have nothing else on this machine take the vCPUs' turn."""
+        await self.driver.request_cpu_quota(millicores)
+        (GROUP / "cpu.shares").write_text("262144")
+        state = await self.driver.observe()
+        assert (state.cpu_enforced, state.cpu_quota_millicores) == (True, millicores)
 
     async def bound(self, millicores: int, what: str) -> tuple[list[float], VmState]:
         """Measure what the vCPUs have while bound: never more than 10 % above it, and not less than 10 % below it in
@@ -119,6 +126,17 @@ def remove(group: Path) -> None:
         group.rmdir()
 
 
+@pytest.fixture(autouse=True)
+def _no_group_stays_behind() -> Iterator[None]:
+    yield
+    for group in (ELSEWHERE, GROUP):
+        for _ in range(100):
+            remove(group)
+            if not group.exists():
+                break
+            time.sleep(0.05)
+
+
 @pytest.fixture
 async def driver_of() -> AsyncIterator[Any]:
     drivers: list[QemuVm] = []
@@ -132,8 +150,6 @@ async def driver_of() -> AsyncIterator[Any]:
     yield open_driver
     for driver in drivers:
         await driver.close()
-    remove(ELSEWHERE)
-    remove(GROUP)
 
 
 async def test_vcpus_get_what_they_are_given_and_qmp_stays_quick(machine_factory: Any, driver_of: Any) -> None:
@@ -154,9 +170,7 @@ async def test_vcpus_get_what_they_are_given_and_qmp_stays_quick(machine_factory
     # What is used, what the guest gets done, and QMP, at each quota.
     rates, slow = [], []
     for millicores in (250, 500, 1000):
-        await driver.request_cpu_quota(millicores)
-        state = await driver.observe()
-        assert (state.cpu_enforced, state.cpu_quota_millicores) == (True, millicores)
+        await bench.bind(millicores)
         await asyncio.sleep(0.3)
         since, first = await bench.counted()
         took, state = await bench.bound(millicores, "two busy vCPUs")
@@ -169,15 +183,13 @@ async def test_vcpus_get_what_they_are_given_and_qmp_stays_quick(machine_factory
     assert rates[0] < rates[1] < rates[2]
     print(f"QMP p99 of {len(unbound)} unbound: {p99(unbound):.2f} ms; of {len(slow)} at 250: {p99(slow):.2f} ms")
     print(f"QMP median unbound: {statistics.median(unbound):.2f} ms; at 250: {statistics.median(slow):.2f} ms")
-    assert min(len(unbound), len(slow)) >= 200
     assert p99(slow) < max(10.0, 3 * p99(unbound))
 
     # A vCPU more is not more CPU time.
-    await driver.request_cpu_quota(500)
+    await bench.bind(500)
+    before = members(GROUP)
     await driver.request_vcpus(3)
-    (added,) = (
-        members(GROUP) - {int(line) for line in (ROOT / "tasks").read_text().split()} - set((await bench.threads())[:2])
-    )
+    (added,) = members(GROUP) - before
     await bench.online(2)
     ran = bench.ran_seconds(added)
     await bench.bound(500, "three busy vCPUs")
@@ -207,7 +219,7 @@ async def test_vcpus_get_what_they_are_given_and_qmp_stays_quick(machine_factory
         begun = time.monotonic()
         await driver.request_cpu_quota(2000 + number % 2)
         bounding.append((time.monotonic() - begun) * 1e3)
-    await machine.console.run("pkill -f count.py; true", 60)
+    await machine.console.run("pkill -f 'count[.]py'; true", 60)
     begun = time.monotonic()
     await machine.console.run("echo 0 > /sys/devices/system/cpu/cpu2/online", 60)
     offline = (time.monotonic() - begun) * 1e3

@@ -186,9 +186,10 @@ class Pool:
     def _shares(self, capacity_grains: int) -> Column:
         """Rules 1 to 3."""
         table = self._table[:, : len(self._names)]
+        floor, ceiling, weight, unit, full = table[: _Column.FULL + 1]
         used = table[_Column.USED] if self._keep < KEEP_ALL else None
-        columns = (table[column] for column in list(_Column)[: _Column.FULL + 1])
-        amounts, self._level = fill(Rows(*columns, used, self._keep), capacity_grains, self._level)
+        rows = Rows(floor, ceiling, weight, unit, full, used, self._keep)
+        amounts, self._level = fill(rows, capacity_grains, self._level)
         return amounts
 
     def _bursts(self, amounts: Column, left_grains: int) -> Column:

@@ -59,8 +59,15 @@ class GuestState:
         device = self.vm.memory_unit_bytes if self.vm else 1
         return max(block if sane else DEFAULT_BLOCK_BYTES, device)
 
-    def bounds(self, kind: Kind) -> tuple[int, int]:
-        """Least and most that limits and hypervisor together allow, without a burst."""
+    def look_at_bounds(self) -> None:
+        """Put limits and hypervisor together, after either may have changed."""
+        for kind, track in self.tracks.items():
+            low, high = self._bounds(kind)
+            track.bounds = low, high
+            # A minimum in whole units may be more than the maximum.
+            track.sustained = max(high, round_up(low, self.unit(kind)))
+
+    def _bounds(self, kind: Kind) -> tuple[int, int]:
         low, high = self.limits.min.get(kind), self.limits.max.get(kind)
         if self.vm is not None and self.vm.status in (VmStatus.RUNNING, VmStatus.FROZEN):
             if kind is Kind.CPU:
@@ -71,14 +78,18 @@ class GuestState:
             low, high = min(max(low, floor), ceiling), min(high, ceiling)
         return low, max(low, high)
 
+    def bounds(self, kind: Kind) -> tuple[int, int]:
+        """Least and most that limits and hypervisor together allow, without a burst."""
+        return self.tracks[kind].bounds
+
     def sustained(self, kind: Kind) -> int:
         """The most that it may hold for good: its maximum, or a minimum in whole units where that is more."""
-        low, high = self.bounds(kind)
-        return max(high, round_up(low, self.unit(kind)))
+        return self.tracks[kind].sustained
 
     def burst_held(self, kind: Kind) -> int:
         """How much of what is reserved is above that."""
-        return max(0, self.tracks[kind].reserved - self.sustained(kind))
+        track = self.tracks[kind]
+        return max(0, track.reserved - track.sustained)
 
     def burst_ceiling(self, kind: Kind) -> int:
         """The most that it may hold by a burst now; 0 when it may not burst."""

@@ -49,11 +49,22 @@ def is_over_burst(guest: GuestState, track: Track) -> bool:
     return not lent and guest.burst_held(track.kind) > 0
 
 
+def must_park(guest: GuestState, track: Track, stale_seconds: float, now: float) -> bool:
+    """Whether more vCPUs are online than the CPU time is for: a kernel that has just booted brings up all there are."""
+    if track.kind is not Kind.CPU or not (guest.park and guest.bounded) or track.phase is not Phase.IDLE:
+        return False
+    if track.target > track.reserved or now < track.shrink_after or guest.why_fixed(now, stale_seconds) is not None:
+        return False
+    return needs_asking(guest, track, track.reserved)
+
+
 def holds_too_much(guest: GuestState, track: Track) -> bool:
     """Whether it holds more than it needs, is to have, or may."""
     if track.reserved > track.target or is_over_burst(guest, track):
         return True
-    return guest.demand is None or track.reserved > round_up(guest.demand.needed.get(track.kind), guest.unit(track.kind))
+    if guest.demand is None:
+        return True
+    return track.reserved > round_up(guest.demand.needed.get(track.kind), guest.unit(track.kind))
 
 
 def shrink_amount(guest: GuestState, track: Track) -> int:

@@ -85,6 +85,7 @@ class BrokerMachine:
             track = guest.tracks[kind]
             track.reserved = (reserved or Resources()).get(kind)
             self._resizer.books[kind].put(name, track.reserved, limits.min.get(kind))
+        guest.look_at_bounds()
         self.guests[name] = guest
         self._touched.add(name)
         self._resizer.out.append(Observe(name))
@@ -135,6 +136,7 @@ class BrokerMachine:
             lend.flow(guest, track, self._resizer.now)
             self._resizer.books[kind].put(guest.name, track.reserved, limits.min.get(kind))
         guest.limits = limits
+        guest.look_at_bounds()
         self._touched.add(guest.name)
 
     def pause(self, name: str, paused: bool) -> None:
@@ -156,6 +158,7 @@ class BrokerMachine:
         rebooted = guest.vm is not None and state.resets > guest.vm.resets
         guest.vm = state
         guest.vm_fresh = state.status is not VmStatus.UNREACHABLE
+        guest.look_at_bounds()
         self._touched.add(name)
         for track in guest.tracks.values():
             if state.status is VmStatus.GONE:
@@ -309,6 +312,7 @@ class BrokerMachine:
     def _see(self, guest: GuestState) -> None:
         """Follow what is under way with one guest, and have it claim what it is to compete for."""
         now = self._resizer.now
+        guest.look_at_bounds()
         for kind, track in guest.tracks.items():
             self._resizer.follow(guest, track)
             text = lend.tend(guest, track, self.timing, now)
@@ -354,15 +358,19 @@ class BrokerMachine:
         track, now, stale = guest.tracks[kind], self._resizer.now, self._stale_seconds
         track.target = target
         track.overdue = track.overdue and judge.holds_too_much(guest, track)
-        track.reason = judge.explain(guest, track, stale, now)
         forced = judge.must_force(guest, track)
         if forced is not None:
             track.counters.forced += 1
             track.end()
+            track.reason = judge.explain(guest, track, stale, now)
             self._resizer.log(guest, kind, f"taking CPU time by quota: {track.reason.text}")
             self._resizer.force(guest, track, forced)
         elif judge.may_shrink(guest, track, self.timing, stale, now):
+            track.reason = judge.explain(guest, track, stale, now)
             self._resizer.shrink(guest, track, judge.shrink_amount(guest, track))
+        elif judge.must_park(guest, track, stale, now):
+            track.reason = judge.explain(guest, track, stale, now)
+            self._resizer.shrink(guest, track, track.reserved)
         aim = track.amount if track.phase is Phase.PLUGGING else track.reserved
         wants = target > aim or (track.phase is Phase.ASKING and target >= track.reserved)
         wants = wants and not (self._pools[kind].scarce and judge.is_slight(guest, track, target - aim))
@@ -383,6 +391,7 @@ class BrokerMachine:
             amount = round_down(amount, unit)
         slight = amount < track.target and judge.is_slight(guest, track, amount - track.reserved)
         if amount > track.reserved and not slight:
+            track.reason = judge.explain(guest, track, self._stale_seconds, resizer.now)
             resizer.grow(guest, track, amount)
         if track.amount >= track.target and track.phase is Phase.PLUGGING:
             self._hungry[kind].discard(guest.name)
@@ -402,6 +411,15 @@ class BrokerMachine:
     @property
     def _stale_seconds(self) -> float:
         return self.timing.stale_heartbeats * self.heartbeat_seconds
+
+    def explain(self, name: str, now: float) -> None:
+        """Bring the reasons of a guest's targets up to date.
+
+        :raise NotFoundError: When there is none of that name.
+        """
+        guest = self._guest(name)
+        for track in guest.tracks.values():
+            track.reason = judge.explain(guest, track, self._stale_seconds, now)
 
     def free(self, kind: Kind) -> int:
         """What can be granted above minimums now."""

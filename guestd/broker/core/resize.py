@@ -204,6 +204,8 @@ class Resizer:
             )  # fmt: skip
         if kind is Kind.CPU and guest.bounded:  # its CPU time is the host's to give, whatever is online
             offered = track.amount
+            if ack.status is not AckStatus.DONE:
+                track.shrink_after = max(track.shrink_after, self.now + self.timing.retry_seconds)
         elif ack.status is AckStatus.REFUSED or offered >= track.reserved:
             track.kept = track.reserved
             track.set_back(self.now, self.timing, ack.retry_after_seconds)

@@ -86,6 +86,8 @@ class Track:
     """State of one kind of one guest. Amounts in millicores or bytes, times in the caller's clock."""
 
     kind: Kind
+    bounds: tuple[int, int] = (0, 0)  # least and most that limits and hypervisor allow, without a burst
+    sustained: int = 0  # the most that may be held for good, see `GuestState.look_at_bounds`
     reserved: int = 0
     target: int = 0
     reason: Reason = field(default_factory=lambda: Reason("start", "nothing decided yet"))

@@ -42,11 +42,17 @@ class Rows:
     used: Column | None = None
     keep: int = KEEP_ALL
 
-    def pick(self, rows: npt.NDArray[np.generic]) -> "Rows":
-        """Some of the rows, by mask or by index."""
-        used = None if self.used is None else self.used[rows]
-        columns = (self.floor, self.ceiling, self.weight, self.unit, self.full)
-        return Rows(*(column[rows] for column in columns), used, self.keep)
+    def pick(self, rows: npt.NDArray[np.intp]) -> "Rows":
+        """Some of the rows, by index."""
+        return Rows(
+            self.floor[rows],
+            self.ceiling[rows],
+            self.weight[rows],
+            self.unit[rows],
+            self.full[rows],
+            None if self.used is None else self.used[rows],
+            self.keep,
+        )
 
     def shares(self, level: int) -> Column:
         """What the level gives each row after tax; not held up by the floor, cut off somewhere above the ceiling."""
@@ -107,8 +113,8 @@ def find_level(rows: Rows, capacity: int, guess: int = 0) -> int:
     The sum grows with the level in a line with bends, which close by is a staircase. So from each guess the next one
     follows the line there, a little farther each time that this does not cross the level sought. Once that is shut in
     and following the line no longer halves the distance of the bounds, they are halved. Rows that get the same at
-    both bounds are settled and taken out. When no row gets more than one grain more at the upper bound than at the lower,
-    the level is where the first grain too many would be due. Only comparisons of exact sums decide.
+    both bounds are settled and taken out. When no row gets more than one grain more at the upper bound than at the
+    lower, the level is just below that at which the first grain too many is due. Only exact sums decide.
     """
     low, high, settled = 0, int(rows.full.max()), 0
     at_low, at_high = rows.floor, rows.ceiling

@@ -107,9 +107,8 @@ def guestd_player(fleet: Fleet, used: Array) -> Player:
     def serve(host_bytes: int) -> tuple[Array, int]:
         host = HostCapacity(Resources(fleet.vms * MILLICORES_PER_VCPU, host_bytes))
         vms = [(profile, limits) for profile in fleet.profiles()]
-        run = Run(
-            host, vms, behaviour, settings=Settings(quick_seconds=_QUICK_SECONDS), step_seconds=_QUICK_SECONDS / 2
-        )
+        settings = Settings(quick_seconds=_QUICK_SECONDS)
+        run = Run(host, vms, behaviour, settings=settings, step_seconds=_QUICK_SECONDS, checked=False)
         given = np.empty_like(used)
         before = 0
         for step in range(len(used)):

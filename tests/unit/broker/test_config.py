@@ -81,6 +81,12 @@ def test_drop_ins_win_key_by_key_and_are_named(tmp_path: Path) -> None:
         ("[guests.b]", '[guests."b b"]', r"guests.b b: name 'b b': letters, digits"),
         ('reserve_memory = "1GiB"', 'reserve_memory = "7.5GiB"', r"minimums of 2 guests add up to 1 GiB.*per guest"),
         ("[host]", "[host", r"broker.toml: is not TOML: .*line 2"),
+        ("weight = 300", "burst = 3", r"guests.a: cpu: burst 3 CPU is not above max 4 CPU"),
+        ("weight = 300", "burst_credit = 10", r"guests.a.cpu.burst_credit = 10: needs a burst beside it"),
+        ("weight = 300", "burst = 8, burst_credit = 3", r"credit of 3 CPU x seconds does not last for one second"),
+        ("weight = 300", "burst = 8, burst_refill = 5", r"refill of 5 CPU per second is more than the burst takes, 4"),
+        ("[host]", "[host]\nmemory_idle_tax = 1.0", r"host.memory_idle_tax = 1.0: must be within 0..0.99"),
+        ("[host]", '[host]\ncpu_bandwidth = "on"', r"host.cpu_bandwidth"),
         ('qmp_socket = "/run/a/qmp"', "", r"guests.a: needs a key 'qmp_socket'"),
         ('qmp_socket = "/run/a/qmp"', f'qmp_socket = "/{"x" * 120}"', r"guests.a: .* longer than the 107 bytes"),
     ],
@@ -113,3 +119,25 @@ def test_what_no_machine_has_and_no_path_is_refused(tmp_path: Path, old: str, ne
     assert old in GOOD
     with pytest.raises(ConfigError, match=said):
         config.load(written(tmp_path, GOOD.replace(old, new, 1)))
+
+
+def test_a_burst_lasts_for_five_minutes_when_nobody_says_otherwise(tmp_path: Path) -> None:
+    text = GOOD.replace("max = 4, weight = 300", "max = 4, burst = 8", 1)
+    limits = config.load(written(tmp_path, text)).guests["a"].limits
+    assert limits.burst == Resources(8000, 0)
+    assert limits.burst_credit == Resources(4000 * 300, 0)
+    assert limits.burst_refill == Resources(400, 0)
+
+
+def test_credit_and_refill_of_a_burst_can_be_chosen(tmp_path: Path) -> None:
+    text = GOOD.replace("max = 4, weight = 300", 'max = 4, burst = 8, burst_credit = 10, burst_refill = "250m"', 1)
+    limits = config.load(written(tmp_path, text)).guests["a"].limits
+    assert (limits.burst_credit.cpu_millicores, limits.burst_refill.cpu_millicores) == (10_000, 250)
+
+
+def test_overcommit_is_told_from_what_is_there(tmp_path: Path) -> None:
+    text = GOOD.replace("[host]", "[host]\nmemory_overcommit = 2.0\nmemory_idle_tax = 0.5", 1)
+    host = config.load(written(tmp_path, text)).host
+    assert host.physical is not None
+    assert host.capacity.memory_bytes == 2 * host.physical.memory_bytes
+    assert host.idle_tax == 0.5

@@ -42,14 +42,22 @@ class Outbox:
     """Says welcome, and then ends with an error when there is one."""
 
     def __init__(self, error: ProtocolError | None) -> None:
-        self._messages: asyncio.Queue[BrokerMessage] = asyncio.Queue()
+        self._messages: asyncio.Queue[BrokerMessage | None] = asyncio.Queue()
         self._messages.put_nowait(WELCOME)
         self._error = error
+        if error is not None:
+            self._messages.put_nowait(None)
 
     async def next(self) -> BrokerMessage:
-        if self._messages.empty() and self._error is not None:
+        message = await self._messages.get()
+        if message is None:
+            assert self._error is not None
             raise self._error
-        return await self._messages.get()
+        return message
+
+    def end(self, error: ProtocolError) -> None:
+        self._error = error
+        self._messages.put_nowait(None)
 
 
 class Backend:

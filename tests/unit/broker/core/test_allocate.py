@@ -148,7 +148,7 @@ def test_what_cannot_be_computed_with_is_refused_and_changes_nothing(wrong: Clai
 
 # ---- against the dumb allocator --------------------------------------------------------------------------------
 
-CASES = 40_000
+CASES = 32_000
 PARTS = 8
 GRAIN = {Kind.CPU: 1, Kind.MEMORY: MIB}
 LARGEST = {Kind.CPU: 1 << 31, Kind.MEMORY: 1 << 56}

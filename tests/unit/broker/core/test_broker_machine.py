@@ -250,6 +250,7 @@ def test_stale_reports_never_shrink_and_never_grow() -> None:
     low = Demand(one.sequence, Resources(1000, BOOT), Resources(1000, 0), 1 << 40, Urgency.NORMAL, reasons, USABLE)
     one.machine.on_demand("a", one.session, low, one.now)
     assert sent(one.machine.next_actions(one.now + 30.1)) == []
+    one.machine.explain("a", one.now + 30.1)
     assert "silent" in one.track().reason.text
     one = One()
     one.machine.on_demand("a", one.session, replace(low, needed=Resources(4000, GIB), sequence=1), one.now)
@@ -491,6 +492,7 @@ def test_a_paused_guest_keeps_what_it_has() -> None:
     for cpu in (1000, 4000):
         actions = one.demand(cpu=cpu)
         assert (sent(actions), of(RequestVcpus, actions)) == ([], [])
+    one.machine.explain("a", one.now)
     assert one.track().reason.text == "keeps 3 CPU: paused by the operator"
     one.machine.pause("a", False)
     assert of(RequestVcpus, one.step()) == [RequestVcpus("a", 4)]

@@ -6,7 +6,7 @@ from one_guest import BOOT, LIMITS, TIMING, USABLE, One, of, reclaim, vm
 
 from guestd.broker.core.actions import Log, Record, RequestCpuQuota, RequestVcpus, Send
 from guestd.broker.core.track import Phase
-from guestd.model.messages import AckStatus, Grant, Throttle
+from guestd.model.messages import AckStatus, Grant, Reclaim, Throttle
 from guestd.model.resources import Resources
 from guestd.model.vm import VmState
 
@@ -141,3 +141,20 @@ def test_the_guest_is_told_when_it_is_held_back_and_when_not_any_more() -> None:
     assert told(750) == [], "hardly another number"
     assert told(900) == [Throttle(250, 900)]
     assert told(0) == [Throttle(250, 0)]
+
+
+def test_vcpus_that_a_reboot_brought_online_are_parked_again() -> None:
+    one = Three(park=True)
+    one.answer(one.order, AckStatus.DONE, 1000)
+    one.is_now(bounded(3, 1000))
+    one.sequence += 1
+    demand = one.machine.guests["a"].demand
+    assert demand is not None
+    booted = replace(USABLE, vcpus_online=3, vcpus_present=3)
+    one.machine.on_demand("a", one.session, replace(demand, sequence=one.sequence, usable=booted), one.now)
+    order = reclaim(one.step())
+    assert order.amount == 1000
+    refused = one.answer(order, AckStatus.REFUSED, 3000)
+    one.is_now(bounded(3, 1000))
+    assert not [send for send in of(Send, refused) if isinstance(send.message, Reclaim)], "not again at once"
+    assert one.reserved.cpu_millicores == 1000
