@@ -15,7 +15,7 @@ from pathlib import Path
 
 from guestd.broker import config as configuration
 from guestd.broker.config import BrokerConfig, GuestConfig
-from guestd.broker.core.actions import Action, HypervisorAction, Log, Record, Send
+from guestd.broker.core.actions import Action, HypervisorAction, Log, Observe, Record, Send
 from guestd.broker.core.ledger import admit
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Timing
@@ -58,6 +58,7 @@ class Engine(Operators):
         self._workers: dict[str, VmWorker] = {}
         self._sessions: dict[str, tuple[int, Session]] = {}
         self._by_cid: dict[int, str] = {}
+        self._complaint: dict[str, str] = {}  # what was last said about a VM that cannot be asked
         self._wake = asyncio.Event()
         self._next_round = 0.0  # of the loop's clock: not before, so that what happens meanwhile is decided together
         self._loop_task: asyncio.Task[None] | None = None
@@ -148,6 +149,7 @@ class Engine(Operators):
         guest = self._guests.pop(name)
         if guest.cid is not None:
             self._by_cid.pop(guest.cid, None)
+        self._complaint.pop(name, None)
         await self._workers.pop(name).close()
 
     def guest_of_cid(self, cid: int) -> str | None:
@@ -220,6 +222,7 @@ class Engine(Operators):
                     worker.submit(action)
 
     def _on_state(self, name: str, state: VmState) -> None:
+        self._complaint.pop(name, None)
         guest = self.machine.guests.get(name)
         if guest is not None and (guest.vm is None or guest.vm.status is not state.status):
             _log.info("%s: VM is %s", name, state.status)
@@ -230,6 +233,9 @@ class Engine(Operators):
             self._kick(name)
 
     def _on_failed(self, name: str, action: HypervisorAction, error: HypervisorError) -> None:
+        if isinstance(action, Observe) and self._complaint.get(name) != str(error):
+            self._complaint[name] = str(error)
+            _log.warning("%s: the hypervisor's answer is of no use, asking again: %s", name, error)
         self.machine.on_vm_failed(name, action, str(error), is_unknown(error), self._clock())
         self._kick(name)
 

@@ -225,15 +225,11 @@ class Swarm:
             await asyncio.sleep(0.02)
         return time.monotonic(), missing
 
-    async def steady(self, seconds: float, period_seconds: float, seed: int, without: int = -1) -> Waits:
-        """Change every guest's demand once a period, at a phase of its own; up and down in turns.
-
-        :param without: the number of one that is left alone.
-        """
+    async def steady(self, seconds: float, period_seconds: float, seed: int) -> Waits:
+        """Change every guest's demand once a period, at a phase of its own; up and down in turns."""
         waits = self._waits = Waits()
         random_ = random.Random(seed)  # noqa: S311 - the same load each time
-        phases = [(random_.random() * period_seconds, guest.index) for guest in self.guests]
-        plan = sorted((phase, index) for phase, index in phases if index != without)
+        plan = sorted((random_.random() * period_seconds, guest.index) for guest in self.guests)
         began = time.monotonic()
         lap = 0.0
         while lap < seconds:

@@ -29,6 +29,7 @@ from guestd.model.vm import VmStatus
 from guestd.sim.world import Fate, Fuse, SimGuest, World
 
 HAPPENED: Counter[str] = Counter()
+PARK = not __import__("os").environ.get("NOPARK")
 STEPS_PER_EXAMPLE = 100
 
 HOST = HostCapacity(Resources(7000, 5 * GIB), Resources(0, 512 * MIB), Resources(0, 64 * MIB))
@@ -85,7 +86,7 @@ class WorldUnderFire(RuleBasedStateMachine):
         self.world.add(
             "balloon", USUAL["balloon"], FakeVm(boot_bytes=GIB, device_bytes=GIB, balloon=True, **rates)
         )
-        self.world.add("quota", USUAL["quota"], FakeVm(cpu_enforced=True, vcpus_max=4, **rates), park=True)
+        self.world.add("quota", USUAL["quota"], FakeVm(cpu_enforced=True, vcpus_max=4, **rates), park=PARK)
 
     # ---- how the rest is done --------------------------------------------------------------------
 

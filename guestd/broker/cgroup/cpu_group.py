@@ -68,8 +68,8 @@ class CpuGroup:
         if group is None:
             return None
         try:
-            throttled = self._meter.look(self._clock(), *group.throttling())
-            return Bandwidth(group.threads(), group.quota(), throttled)
+            quota = group.quota()  # first: v2 has a cpu.stat even where the controller is off, with less in it
+            return Bandwidth(group.threads(), quota, self._meter.look(self._clock(), *group.throttling()))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENODEV):
                 return None

@@ -49,13 +49,20 @@ def is_over_burst(guest: GuestState, track: Track) -> bool:
     return not lent and guest.burst_held(track.kind) > 0
 
 
-def must_park(guest: GuestState, track: Track, stale_seconds: float, now: float) -> bool:
+def must_park(guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float) -> bool:
     """Whether more vCPUs are online than the CPU time is for: a kernel that has just booted brings up all there are."""
     if track.kind is not Kind.CPU or not (guest.park and guest.bounded) or track.phase is not Phase.IDLE:
         return False
     if track.target > track.reserved or now < track.shrink_after or guest.why_fixed(now, stale_seconds) is not None:
         return False
-    return needs_asking(guest, track, track.reserved)
+    return needs_asking(guest, track, track.reserved) and track.in_budget(now, timing, shrinking=True)
+
+
+def is_asked_in_vain(track: Track) -> bool:
+    """Whether a guest is being asked for what it is to keep after all."""
+    if track.phase is not Phase.ASKING or track.target < track.reserved:
+        return False
+    return track.target > track.reserved or track.amount < track.reserved  # else it is only to park vCPUs
 
 
 def holds_too_much(guest: GuestState, track: Track) -> bool:
@@ -77,7 +84,7 @@ def may_grow(guest: GuestState, track: Track, timing: Timing, stale_seconds: flo
     if track.overdue or now < track.grow_after or guest.why_fixed(now, stale_seconds) is not None:
         return False
     if track.phase is Phase.ASKING:
-        return track.target >= track.reserved
+        return is_asked_in_vain(track)
     if track.phase is Phase.UNPLUGGING:
         return track.kind is Kind.MEMORY and track.target > track.reserved
     aim = track.amount if track.phase is Phase.PLUGGING else track.reserved
@@ -107,7 +114,7 @@ def explain(guest: GuestState, track: Track, stale_seconds: float, now: float) -
     low, high = guest.bounds(kind)
     unit = guest.unit(kind)
     shown = f"needs {kind.show(needed)}"
-    if is_over_burst(guest, track):
+    if is_over_burst(guest, track) and track.lend is not None:
         return Reason("burst-over", f"{shown}, its burst is over, max is {kind.show(high)}")
     if now < track.shrink_after and low < target <= track.kept:
         return Reason("kept", f"{shown}, would not go below {kind.show(track.kept)}")

@@ -26,7 +26,7 @@ def tend(guest: GuestState, track: Track, timing: Timing, now: float) -> str | N
     """Open and close the lending as the credit tells. What happened in words, or None."""
     kind, lend = track.kind, _adopt(guest, track, now)
     if lend is None:
-        return _mark(guest, track, "no burst is allowed")
+        return _mark(guest, track, "")
     flow(guest, track, now)
     above = guest.burst_held(kind)
     if above and lend.open:
@@ -34,7 +34,7 @@ def tend(guest: GuestState, track: Track, timing: Timing, now: float) -> str | N
             lend.open = False
     elif not above:
         lend.open, lend.noticed = lend.bucket.credit >= burst_threshold(guest, kind, timing), False
-    return _mark(guest, track, "its burst credit is used up")
+    return _mark(guest, track, ", its burst credit is used up")
 
 
 def _adopt(guest: GuestState, track: Track, now: float) -> Lend | None:
@@ -55,7 +55,7 @@ def _mark(guest: GuestState, track: Track, why: str) -> str | None:
     track.overdue = True
     track.counters.overdue += 1
     high = guest.sustained(track.kind)
-    return f"holds {track.kind.show(track.reserved)}, max is {track.kind.show(high)}, {why}: overdue"
+    return f"holds {track.kind.show(track.reserved)}, max is {track.kind.show(high)}{why}: overdue"
 
 
 def notice_due(guest: GuestState, track: Track, timing: Timing) -> float | None:

@@ -368,11 +368,11 @@ class BrokerMachine:
         elif judge.may_shrink(guest, track, self.timing, stale, now):
             track.reason = judge.explain(guest, track, stale, now)
             self._resizer.shrink(guest, track, judge.shrink_amount(guest, track))
-        elif judge.must_park(guest, track, stale, now):
+        elif judge.must_park(guest, track, self.timing, stale, now):
             track.reason = judge.explain(guest, track, stale, now)
             self._resizer.shrink(guest, track, track.reserved)
         aim = track.amount if track.phase is Phase.PLUGGING else track.reserved
-        wants = target > aim or (track.phase is Phase.ASKING and target >= track.reserved)
+        wants = target > aim or judge.is_asked_in_vain(track)
         wants = wants and not (self._pools[kind].scarce and judge.is_slight(guest, track, target - aim))
         (self._hungry[kind].add if wants else self._hungry[kind].discard)(guest.name)
 

@@ -76,7 +76,7 @@ class Lend:
     """What a guest may hold above its maximum: the credit, and whether it may be used."""
 
     bucket: Bucket
-    open: bool = False
+    open: bool = True  # a burst that was there before the broker goes on
     noticed: bool = False  # the guest was told that it ends
     recorded_at: float = 0.0
 

@@ -180,10 +180,10 @@ class Cores:
             case Observe():
                 pass
             case Send(message=Grant() | Reclaim() as order):
-                if isinstance(order, Grant) and guest.waiting and order.kind is guest.kind:
-                    if order.amount == guest.needed.get(order.kind):
-                        guest.waiting = False
-                        self.done += 1
+                covers = isinstance(order, Grant) and order.kind is guest.kind
+                if covers and guest.waiting and order.amount == guest.needed.get(order.kind):
+                    guest.waiting = False
+                    self.done += 1
                 return guest, Ack(order.id, order.kind, AckStatus.DONE, order.amount, guest.usable)
             case _:
                 return None

@@ -35,8 +35,7 @@ async def _do(swarm: Swarm, order: dict[str, Any]) -> dict[str, Any]:
             gc.freeze()  # what lives now lives to the end: the collector's pauses would count as the broker's
             return {"at": at, "missing": missing}
         case "steady":
-            guests = order.get("without", -1)
-            return _waits(await swarm.steady(order["seconds"], order["period_seconds"], order["seed"], guests))
+            return _waits(await swarm.steady(order["seconds"], order["period_seconds"], order["seed"]))
         case "rush":
             return {"done": await swarm.rush(order["seconds"], order["outstanding"])}
         case unknown:

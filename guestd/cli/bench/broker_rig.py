@@ -15,6 +15,7 @@ from typing import Any
 
 from guestd.model.errors import GuestdError
 from guestd.sim import swarm
+from guestd.sim.broker import SOCKET_NAME
 from guestd.sim.remote import HypervisorLink, VmSpec, write_specs
 
 _START_SECONDS = 30.0
@@ -25,13 +26,14 @@ class BenchError(GuestdError):
 
 
 class BrokerRig:
-    """`count` VMs in a hypervisor process, a broker for them that may be killed and started again, and a swarm.
+    """`count` VMs and one more in a hypervisor process, a broker for them that may be killed and started again,
+    and a swarm of `count` guests; 0: no VMs at all.
 
     Use as an async context manager; leaving it ends all processes.
     """
 
     def __init__(self, count: int) -> None:
-        self.count = count
+        self.count, self._vms = count, count and count + 1
         self.root = Path(tempfile.mkdtemp(prefix="gb", dir="/tmp"))
         self.run_dir = self.root / "run"
         self.link = HypervisorLink(self.root / "hv.sock")
@@ -48,10 +50,12 @@ class BrokerRig:
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # three descriptors for a guest: inherited
         try:
-            write_specs(self.root / "spec.json", [_spec(index) for index in range(self.count)])
-            (self.root / "broker.toml").write_text(_config(self.root, self.count))
+            write_specs(self.root / "spec.json", [_spec(index) for index in range(self._vms)])
+            (self.root / "broker.toml").write_text(_config(self.root, self._vms))
             spec = str(self.root / "spec.json")
-            await self._spawn("guestd.sim.remote", str(self.root / "hv.sock"), "--spec", spec, core=self._other_core)
+            arguments = (str(self.root / "hv.sock"), "--spec", spec)
+            hypervisor = await self._spawn("guestd.sim.remote", *arguments, core=self._other_core)
+            await self._until(self.root / "hv.sock", hypervisor)
             await self.link.start()
         except BaseException:
             await self.close()
@@ -80,6 +84,13 @@ class BrokerRig:
             core=self._broker_core,
         )
         self.epoch += 1
+
+    async def ready(self) -> None:
+        """Wait until the broker listens.
+
+        :raise BenchError: When it does not in time.
+        """
+        await self._until(self.run_dir / SOCKET_NAME, self.broker)
 
     async def kill_broker(self) -> float:
         """SIGKILL; returns when, on the monotonic clock."""
@@ -129,6 +140,13 @@ class BrokerRig:
         """What the broker said last."""
         return "\n".join((self.root / "broker.log").read_text(errors="replace").splitlines()[-5:])
 
+    async def _until(self, path: Path, process: Process) -> None:
+        end = time.monotonic() + _START_SECONDS
+        while not path.exists():
+            if time.monotonic() > end or process.returncode is not None:
+                raise BenchError(f"{path} did not appear: {self.log_tail()}")
+            await asyncio.sleep(0.02)
+
     async def _spawn(self, module: str, *arguments: str, core: int, talks: bool = False) -> Process:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -172,7 +190,7 @@ def _config(root: Path, count: int) -> str:
     """A host with room for all, and its guests."""
     low, high = swarm.MIN, swarm.MAX
     lines = [
-        f"[host]\ncpus = {count * 4}\nmemory = {count * high.memory_bytes}",
+        f"[host]\ncpus = {(count + 1) * 4}\nmemory = {(count + 1) * high.memory_bytes}",
         f'[broker]\nstate_dir = "{root}/state"\nrun_dir = "{root}/run"',
     ]
     for index in range(count):

@@ -82,7 +82,7 @@ def _describe(config: MachineConfig, guest_kernel: str, qemu_version: str, accel
         "qemu": qemu_version,
         "accel": accel,
         "host_cores": len(os.sched_getaffinity(0)),
-        "host_cpu": _cpu_model(),
+        "host_cpu": cpu_model(),
         "host_kernel": platform.release(),
         "guest_cpus": [config.cpus, config.max_cpus],
         "guest_memory_bytes": [config.boot_memory_bytes, config.max_memory_bytes],
@@ -90,7 +90,8 @@ def _describe(config: MachineConfig, guest_kernel: str, qemu_version: str, accel
     }
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the host runs on, as it calls itself."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -33,7 +33,8 @@ def claim(low: int, high: int, demand: int, weight: int = 100, unit: int = CPU, 
         (1000, {"a": claim(1000, 2000, 2000), "b": claim(1000, 2000, 2000)}, {"a": 1000, "b": 1000}),
         (-500, {"a": claim(1000, 2000, 2000, burst=4000)}, {"a": 1000}),
         (0, {}, {}),
-        # The large unit lost more but does not fit into what is left; the small one does.
+        # The large unit comes first but does not fit into what is left; the small one does, exactly or with room.
+        (2250, {"a": claim(1000, 9000, 9000), "b": claim(250, 9000, 9000, unit=250)}, {"a": 1000, "b": 1250}),
         (3700, {"a": claim(1000, 9000, 9000), "b": claim(250, 9000, 9000, unit=250)}, {"a": 1000, "b": 2000}),
     ],
 )

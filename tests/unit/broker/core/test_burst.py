@@ -36,12 +36,13 @@ def test_many_small_steps_are_one_large_step() -> None:
     assert large.credit_microseconds == (1 << 60) * 1_000_000 - 7_000_000
 
 
-def test_a_clock_set_back_counts_as_no_time_and_runs_on_from_there() -> None:
-    bucket = Bucket.full(100, now=1000.0)
-    bucket.advance(500.0, held=MAX + 10, limits_max=MAX, cap=100, refill=1)
-    assert bucket.credit == 100
-    bucket.advance(501.0, held=MAX + 10, limits_max=MAX, cap=100, refill=1)
-    assert bucket.credit == 90
+@pytest.mark.parametrize(("held", "later"), [(MAX + 10, 40), (MAX, 51)])
+def test_a_clock_set_back_counts_as_no_time_and_runs_on_from_there(held: int, later: int) -> None:
+    bucket = Bucket.restored(50, now=1000.0)
+    bucket.advance(998.0, held=held, limits_max=MAX, cap=100, refill=1)
+    assert bucket.credit == 50
+    bucket.advance(999.0, held=held, limits_max=MAX, cap=100, refill=1)
+    assert bucket.credit == later
 
 
 @pytest.mark.parametrize(("held", "credit"), [(MAX + 1, 0), (MAX, 1000)])

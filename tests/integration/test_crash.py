@@ -1,0 +1,333 @@
+"""The real broker killed at every boundary of a grant's life, with resizes of several guests in flight.
+
+The hypervisor lives in another process and keeps its VMs; the guests are production daemons on fake kernels, over real
+sockets. After the kill the broker starts again on its journal, and an audit compares what it says with
+what the hypervisor and the guests have: nothing lost, nothing doubled. One hypervisor serves all scenarios, several of
+which run at once: most of their time is waiting.
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import pytest
+from broker_rig import short_directory
+from process_rig import BrokerProcess, HypervisorProcess, answering
+
+from guestd.broker import config as configuration
+from guestd.broker.core.track import Timing
+from guestd.broker.failpoint import VARIABLE, Failpoint
+from guestd.model.errors import GuestdError
+from guestd.model.resources import Kind, Limits, Resources
+from guestd.model.units import GIB, MIB, MILLICORES_PER_VCPU
+from guestd.model.view import GuestView, HostView, LimitsChange, ResizePhase
+from guestd.model.vm import VmState
+from guestd.sim.core_guest import CoreGuest
+from guestd.sim.remote import HypervisorLink, VmSpec
+from guestd.wire.client import BrokerClient
+
+CAPACITY = Resources(9000, 5 * GIB)
+LOW, HIGH = Resources(1000, 512 * MIB), Resources(4000, 2 * GIB)
+LIMITS = Limits(LOW, HIGH)
+GUESTS = 4
+ADDED = 2  # more, which come by calls
+TIMING = Timing(
+    plug_progress_seconds=2.0,
+    ask_seconds=1.0,
+    urge_seconds=1.0,
+    overdue_seconds=1.0,
+    unplug_progress_seconds=2.0,
+    unplug_repeat_seconds=0.3,
+    cool_down_seconds=0.3,
+    retry_seconds=0.3,
+    retry_max_seconds=1.0,
+)
+AT_ONCE = 8
+STIR_SECONDS = 1.5
+DEATH_SECONDS = 25.0
+RECOVERY_SECONDS = 25.0
+BY_CALLS = {Failpoint.ADDING, Failpoint.ADDED, Failpoint.LIMITING, Failpoint.LIMITED}
+# Which passages are deadly. The later ones lie well in the middle of grows and shrinks.
+PASSAGES = {
+    point: (1,) if point is Failpoint.STARTED else (1, 2) if point in BY_CALLS else (1, 25) for point in Failpoint
+}
+
+
+@dataclass
+class World:
+    """What all scenarios share."""
+
+    hypervisor: HypervisorProcess
+    link: HypervisorLink
+    most: Counter[tuple[str, Kind]] = field(default_factory=Counter)  # the most that a scenario's VMs held together
+    samples: int = 0
+    in_flight: Counter[str] = field(default_factory=Counter)  # at the moment of a kill
+
+    async def watch(self) -> None:
+        """Sample what VMs hold, for ever."""
+        while True:
+            held: Counter[tuple[str, Kind]] = Counter()
+            for name, state in (await self.link.truth()).items():
+                tag, number = name.split("-")
+                for kind in Kind:
+                    held[tag, kind] += state.held(kind) if int(number) < GUESTS else 0
+            for key, amount in held.items():
+                self.most[key] = max(self.most[key], amount)
+            self.samples += 1
+            await asyncio.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What there is of each guest, when everything has come to rest."""
+
+    has: dict[str, Resources]
+    limits: dict[str, Limits]
+
+
+class Scenario:
+    """A broker of its own, with VMs of its own on the shared hypervisor. `tag` begins their names."""
+
+    def __init__(self, world: World, tag: str, root: Path) -> None:
+        self.world, self.tag, self.root = world, tag, root
+        self.names = [f"{tag}-{number}" for number in range(GUESTS)]
+        self.to_add = [f"{tag}-{GUESTS + number}" for number in range(ADDED)]
+        self.guests = {
+            name: CoreGuest(world.link, name, root / f"{name}_{configuration.DEFAULT_PORT}", root / f"{name}.run", 1.5)
+            for name in self.names
+        }
+        self.broker = BrokerProcess(root, world.hypervisor.socket, self._config(), TIMING)
+        self.starts = 0
+
+    def _config(self) -> str:
+        text = (
+            f'[host]\ncpus = {CAPACITY.cpu_millicores // 1000}\nmemory = "{CAPACITY.memory_bytes // GIB}GiB"\n'
+            f'[broker]\nstate_dir = "{self.root}/state"\nrun_dir = "{self.root}/run"\nheartbeat_seconds = 1\n'
+        )
+        for name in self.names:
+            text += (
+                f'[guests.{name}]\ncpu = {{ min = 1, max = 4 }}\nmemory = {{ min = "512MiB", max = "2GiB" }}\n'
+                f'qmp_socket = "{self.root}/{name}.qmp"\nvsock_path = "{self.root}/{name}"\n'
+            )
+        return text
+
+    async def run(self, point: Failpoint, passage: int) -> None:
+        """Die there, come back, and be audited; die again at once, and nothing is different."""
+        try:
+            await self._start({VARIABLE: f"{point}:{passage}"}, serving=False)
+            for guest in self.guests.values():
+                await guest.start()
+            await self._stir_until_dead(point)
+            await self._note_in_flight()
+            self._rest()
+            if passage == 1:  # the recovery is killed too, as early as it can be
+                await self._start({VARIABLE: Failpoint.STARTED}, serving=False)
+                assert await self.broker.ended() == -9
+            await self._start()
+            first = await self._converged()
+            self._audit_calls(point, passage, first)
+            asked = await self._requests()
+            await self.broker.kill()
+            await self._start()
+            assert await self._converged() == first
+            assert await self._requests() == asked, "a broker that comes back to a settled host asks for nothing"
+        finally:
+            for guest in self.guests.values():
+                await guest.stop()
+            await self.broker.kill()
+
+    async def _start(self, environment: dict[str, str] | None = None, serving: bool = True) -> None:
+        self.starts += 1
+        await self.broker.start(environment, serving)
+
+    # ---- load ------------------------------------------------------------------------------------
+
+    async def _stir_until_dead(self, point: Failpoint) -> None:
+        """Change what guests need, and make calls, until the broker is dead."""
+        stirring = asyncio.create_task(self._stir())
+        calling = asyncio.create_task(self._call(point))
+        try:
+            assert await self.broker.ended(DEATH_SECONDS) == -9, self.broker.said[-2000:]
+        except TimeoutError:
+            pytest.fail(f"never came to {point}:\n{self.broker.said[-2000:]}")
+        finally:
+            stirring.cancel()
+            calling.cancel()
+            await asyncio.gather(stirring, calling, return_exceptions=True)
+
+    async def _stir(self) -> None:
+        for turn in count():
+            for number, name in enumerate(self.names):
+                busy = (number + turn) % 4 < 2
+                self._load(name, 3.5 if busy else 0.2, (1500 if busy else 200) * MIB)
+            await asyncio.sleep(STIR_SECONDS)
+
+    def _load(self, name: str, tasks: float, memory_bytes: int) -> None:
+        load = self.guests[name].load
+        load.tasks, load.memory_bytes = tasks, memory_bytes
+
+    def _rest(self) -> None:
+        """What they need from now on, for good; all of it fits."""
+        for number, name in enumerate(self.names):
+            self._load(name, *((2.5, 800 * MIB), (0.2, 200 * MIB), (1.7, 1000 * MIB), (0.2, 300 * MIB))[number])
+
+    async def _call(self, point: Failpoint) -> None:
+        """An operator at work."""
+        async with BrokerClient(self.broker.run_dir) as client:
+            await answering(client.host, "the broker", self.broker)
+            await asyncio.sleep(STIR_SECONDS + 0.2)  # resizes are under way
+            with contextlib.suppress(GuestdError):  # the broker dies of it
+                for turn in range(ADDED):
+                    if point in (Failpoint.ADDING, Failpoint.ADDED):
+                        name = self.to_add[turn]
+                        await client.add_guest(name, LIMITS, self.root / f"{name}.qmp", vsock_path=self.root / name)
+                    elif point in BY_CALLS:
+                        await client.set_limits(self.names[0], LimitsChange(cpu_weight=200 + turn))
+
+    # ---- the audit -------------------------------------------------------------------------------
+
+    async def _converged(self) -> Snapshot:
+        """Wait until all is at rest and right, and stays so.
+
+        :raise AssertionError: With what is not right, when it takes too long.
+        """
+        end = asyncio.get_running_loop().time() + RECOVERY_SECONDS
+        right = 0
+        async with BrokerClient(self.broker.run_dir) as client:
+            while True:
+                wrong = await self._wrong(client)
+                right = 0 if wrong else right + 1
+                if right == 4:
+                    return await self._snapshot(client)
+                assert asyncio.get_running_loop().time() < end, f"{self.tag}: {wrong}\n{self.broker.said[-3000:]}"
+                await asyncio.sleep(0.1)
+
+    async def _wrong(self, client: BrokerClient) -> list[str]:
+        """The audit: ledger against hypervisor against guests. Everything that is not as it should be."""
+        truth = await self.world.link.truth()
+        views, host = await client.guests(), await client.host()
+        wrong = [] if host.epoch == self.starts else [f"epoch {host.epoch} after {self.starts} starts"]
+        for view in views:
+            wrong += self._wrong_with(view, truth[view.name])
+        return wrong + _wrong_in_sum(host, views)
+
+    def _wrong_with(self, view: GuestView, vm: VmState) -> list[str]:
+        name, wrong = view.name, []
+        for kind in Kind:
+            one, held = view.resource(kind), vm.held(kind)
+            if one.reserved != held:
+                wrong.append(f"{name} {kind}: {one.reserved} in the book, {held} held")
+            if one.phase is not ResizePhase.IDLE or one.target != one.reserved:
+                wrong.append(f"{name} {kind}: {one.phase}, target {one.target}, reserved {one.reserved}")
+            if name in self.guests and one.reserved < min(one.demand, HIGH.get(kind)):
+                wrong.append(f"{name} {kind}: needs {one.demand}, has {one.reserved}")
+        if name in self.guests:
+            if not view.connected:
+                wrong.append(f"{name}: not connected")
+            kernel = self.guests[name].kernel
+            if len(kernel.online_cpus) != vm.vcpus:
+                wrong.append(f"{name}: {vm.vcpus} vCPUs, {len(kernel.online_cpus)} online")
+            online = len(kernel.online_blocks) * 128 * MIB
+            if online != vm.memory_plugged_bytes:
+                wrong.append(f"{name}: {vm.memory_plugged_bytes} bytes plugged, {online} online")
+        return wrong
+
+    async def _snapshot(self, client: BrokerClient) -> Snapshot:
+        views = await client.guests()
+        has = {view.name: Resources(*(view.resource(kind).reserved for kind in Kind)) for view in views}
+        return Snapshot(has, {view.name: view.limits for view in views})
+
+    def _audit_calls(self, point: Failpoint, passage: int, found: Snapshot) -> None:
+        """A call holds from the moment that the journal has it, and not before."""
+        durable = passage if point in (Failpoint.ADDED, Failpoint.LIMITED) else passage - 1
+        added = self.to_add[:durable] if point in (Failpoint.ADDING, Failpoint.ADDED) else []
+        assert sorted(found.has) == sorted(self.names + added)
+        weight = 100
+        if point in (Failpoint.LIMITING, Failpoint.LIMITED) and durable:
+            weight = 200 + durable - 1
+        assert found.limits[self.names[0]].weight.cpu_millicores == weight
+
+    async def _requests(self) -> int:
+        """How many requests were made about these VMs."""
+        return sum(one.vm.startswith(f"{self.tag}-") for one in await self.world.link.log())
+
+    async def _note_in_flight(self) -> None:
+        truth = await self.world.link.truth()
+        asked: dict[tuple[str, str], int] = {}
+        for one in await self.world.link.log():
+            asked[one.vm, one.method] = one.amount
+        for name in self.names:
+            for method, has in (
+                ("request_vcpus", truth[name].vcpus),
+                ("request_memory", truth[name].memory_plugged_bytes),
+            ):
+                amount = asked.get((name, method), has)
+                if amount != has:
+                    self.world.in_flight["grow" if amount > has else "shrink"] += 1
+
+
+def _wrong_in_sum(host: HostView, views: tuple[GuestView, ...]) -> list[str]:
+    wrong = []
+    for kind in Kind:
+        charged = sum(max(view.resource(kind).reserved, view.limits.min.get(kind)) for view in views)
+        if charged > CAPACITY.get(kind):
+            wrong.append(f"{kind}: {charged} charged, {CAPACITY.get(kind)} there")
+        if host.committed.get(kind) != sum(view.resource(kind).reserved for view in views):
+            wrong.append(f"{kind}: committed {host.committed.get(kind)} is not the sum")
+    return wrong
+
+
+@contextlib.asynccontextmanager
+async def world(tags: list[str]) -> AsyncIterator[World]:
+    """One hypervisor with the VMs of all scenarios, watched."""
+    specs = [
+        VmSpec(
+            name=f"{tag}-{number}",
+            vcpus_max=8,
+            device_bytes=4 * GIB,
+            plug_rate=GIB,
+            unplug_rate=GIB,
+            cpu_unplug_seconds=0.1,
+            command_seconds=0.02,
+        )
+        for tag in tags
+        for number in range(GUESTS + ADDED)
+    ]
+    with short_directory() as root:
+        async with HypervisorProcess(root, specs) as hypervisor:
+            made = World(hypervisor, hypervisor.link)
+            watching = asyncio.create_task(made.watch())
+            try:
+                yield made
+                assert not watching.done(), watching.exception()
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+
+
+@pytest.mark.timeout(240)
+async def test_a_broker_killed_at_every_boundary_loses_and_doubles_nothing() -> None:
+    plan = [(point, passage) for point, passages in PASSAGES.items() for passage in passages]
+    tags = [f"s{number:02}" for number in range(len(plan))]
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def play(there: World, tag: str, point: Failpoint, passage: int) -> None:
+        async with turn:
+            with short_directory() as root:
+                await asyncio.wait_for(Scenario(there, tag, root).run(point, passage), 120)
+
+    async with world(tags) as there:
+        async with asyncio.TaskGroup() as group:
+            for tag, (point, passage) in zip(tags, plan, strict=True):
+                group.create_task(play(there, tag, point, passage), name=f"{point}:{passage}")
+        for (tag, kind), most in there.most.items():
+            assert most <= CAPACITY.get(kind), f"{tag} {kind}: VMs held {most} together"
+        for one in await there.link.log():
+            assert one.method != "request_vcpus" or one.amount * MILLICORES_PER_VCPU <= HIGH.cpu_millicores, one
+            assert one.method != "request_memory" or one.amount <= HIGH.memory_bytes, one
+        print(f"{len(plan)} kills, resizes in flight then: {dict(there.in_flight)}; {there.samples} samples of all VMs")
+        assert min(there.in_flight["grow"], there.in_flight["shrink"]) >= 5, there.in_flight
