@@ -22,7 +22,7 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mm
 	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
 VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
-.PHONY: help setup setup-vm packages-vm install-guest install-broker proto generate-proto lint types test-fast test demo bench clean
+.PHONY: help setup setup-vm packages-vm install-guest install-broker proto generate-proto lint types test-fast test demo bench scoreboard clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -162,6 +162,12 @@ demo: setup-vm  ## a real VM that grows and shrinks with its load
 
 bench: setup-vm  ## reaction times and footprint, into build/bench
 	$(PYTHON) -m guestd.cli.main bench
+
+# Load traces are no part of the project: TRACES= names a folder of them.
+TRACES ?= $(wildcard ../shared/traces)
+scoreboard: setup  ## TRACES=DIR: guestd against its peers on load traces, into build/scoreboard
+	@[ -n '$(TRACES)' ] || { echo 'make scoreboard: no load traces: name their folder with TRACES=DIR (its layout: guestd/sim/traces.py)' >&2; exit 2; }
+	$(PYTHON) -m guestd.cli.main scoreboard --traces '$(TRACES)'
 
 clean:  ## what was built, except the virtual environment
 	rm -rf build dist

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 import typer
 
 import guestd
+from guestd.cli.scoreboard import scoreboard
 from guestd.cli.simulate import simulate
 from guestd.cli.text import printable
 from guestd.model.units import format_cpus, format_size, parse_cpus, parse_size
@@ -233,6 +234,7 @@ def bench(
 
 
 app.command()(simulate)
+app.command()(scoreboard)
 
 
 @app.command(

@@ -30,7 +30,8 @@ _HOST_SHARE = 0.6
 """Of all maximums together: what a host has when nothing is said. Then something is scarce now and then."""
 _BURST_SECONDS = 600
 _REFILL_SECONDS = 3600
-_PLAIN_WIDTH = 120
+PLAIN_WIDTH = 130
+"""Columns of a table that goes to a file or a pipe."""
 _LONGEST_SECONDS = 31 * 86_400.0
 
 
@@ -96,7 +97,7 @@ def simulate(
     try:
         from guestd.sim.run import Behaviour, Run
     except ModuleNotFoundError as error:
-        _exit_sim_missing("simulate", error)
+        exit_sim_missing("simulate", error)
     behaviour = Behaviour(
         plug_seconds=plug_seconds,
         plug_rate=_positive("--plug-rate", plug_rate),
@@ -258,7 +259,7 @@ def _go(run: "Run", behaviour: "Behaviour", seed: int, load: str, seconds: float
         with pictures.canvas(1, 1):
             pass
     except ModuleNotFoundError as error:
-        _exit_sim_missing("simulate", error)
+        exit_sim_missing("simulate", error)
     begun = time.monotonic()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("simulating", total=1.0)
@@ -278,7 +279,7 @@ def _go(run: "Run", behaviour: "Behaviour", seed: int, load: str, seconds: float
         raise ConfigError("simulate", "--output", str(output), f"cannot write there: {error.strerror}") from None
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+        console.width = PLAIN_WIDTH
     for kind in Kind:
         console.print(table(document, kind))
     print(
@@ -335,6 +336,7 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _exit_sim_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
+def exit_sim_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
+    """Say which library is missing, and end with 2."""
     print(f"guestctl {command}: {error.name} is missing; install it with: pip install 'guestd[sim]'", file=sys.stderr)
     raise typer.Exit(2)

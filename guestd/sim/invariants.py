@@ -225,7 +225,7 @@ def reclaims_leave_enough(world: "World", broker: BrokerMachine, actions: Action
         assert wanted >= low, f"(7) {state.name} {kind}: {wanted} asked for, its minimum is {low}"
         if kind is Kind.MEMORY and state.demand is not None:
             floor = min(state.demand.floor.memory_bytes, _observed(state, kind))
-            assert wanted >= floor, f"(7) {state.name} {kind}: {wanted} asked for, it needs {floor}"
+            assert wanted >= floor, f"(7) {state.name} {kind}: {wanted} asked for, it needs {floor}: {action}"
 
 
 def asks_are_fair(world: "World", broker: BrokerMachine, actions: Actions) -> None:
@@ -424,14 +424,15 @@ def phases_end(world: "World", broker: BrokerMachine, seconds: float) -> None:
         line.resets = state.vm.resets if state.vm is not None else 0
         bound = bounds.get(track.phase, 0.0) + SLACK_SECONDS
         assert line.age_seconds <= bound, (
-            f"(18) {name} {kind}: {track.phase} to {track.amount} for {line.age_seconds:.1f} s, bound {bound:.1f}"
+            f"(18) {name} {kind}: {track.phase} to {track.amount} for {line.age_seconds:.1f} s, bound {bound:.1f}, "
+            f"deadline in {track.deadline - world.broker_now:.1f} s"
         )
 
 
 def _mark(track: Track, guest: "SimGuest") -> tuple[object, ...]:
     """What changes when a resize gets on; asking has one bound for all its stages."""
     if track.phase is Phase.ASKING:
-        return (track.phase, track.order)
+        return (track.phase, track.order, guest.vm.status)
     return (track.phase, track.amount, track.progress, guest.vm.status)
 
 

@@ -111,7 +111,7 @@ def draw_pool(document: Mapping[str, Any], kind: str, path: Path) -> None:
         pool.set_ylim(0, max(capacity * 1.08, float(held.sum(axis=0).max()) * 1.05))
         pool.set_ylabel(unit)
         pool.set_title(f"{'Memory' if memory else 'CPUs'}: what each VM holds (light) and uses (dark)")
-        pool.legend(loc="upper right", ncols=2, fontsize=9)
+        pool.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=9)
         left = capacity - held.sum(axis=0)
         free.fill_between(at, left, step="post", color=SKY, alpha=0.55, lw=0)
         free.set_ylim(0, None)
@@ -151,7 +151,7 @@ def draw_vms(document: Mapping[str, Any], kind: str, path: Path, most: int = 12)
             axes.step(at, needed, where="post", color=INK, lw=0.8, ls=(0, (3, 2)), label="needed")
             axes.set_title(name, fontsize=10)
             axes.set_ylabel(unit)
-            axes.set_ylim(0, None)
+            axes.set_ylim(0, 1.3 * max(float(held.max()), float(used.max())))
             if index // columns < rows - 1 and index + columns < len(names):
                 axes.set_xlabel("")
         handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -166,6 +166,8 @@ def _stack(document: Mapping[str, Any], column: str) -> np.ndarray[Any, np.dtype
 
 def _bands(axes: "Axes", at: Any, held: Any, used: Any, names: Sequence[str]) -> None:
     """VMs on top of each other; neighbours differ in colour, and a band with room for it has its name in it."""
+    from matplotlib.patheffects import withStroke
+
     base = np.zeros(held.shape[1])
     height = float(held.sum(axis=0).max())
     for index, name in enumerate(names):
@@ -174,11 +176,20 @@ def _bands(axes: "Axes", at: Any, held: Any, used: Any, names: Sequence[str]) ->
         axes.fill_between(at, base, top, step="post", color=colour, alpha=0.28, lw=0)
         axes.fill_between(at, base, base + np.minimum(used[index], held[index]), color=colour, alpha=0.75, lw=0)
         axes.step(at, top, where="post", color="white", lw=0.7)
-        inner = slice(len(at) // 20, max(len(at) // 20 + 1, len(at) - len(at) // 12))
-        widest = inner.start + int(np.argmax(held[index][inner]))
+        inner = slice(len(at) // 20, max(len(at) // 20 + 1, len(at) - len(at) // 20))
+        widest = inner.start + int(np.argmax(_smooth(held[index])[inner]))
         if held[index][widest] > _LABELLED_SHARE * height and len(names) <= 24:
-            axes.text(at[widest], base[widest] + held[index][widest] / 2, name, fontsize=8, va="center", color=INK)
+            words = axes.text(
+                at[widest], base[widest] + held[index][widest] / 2, name, fontsize=8, ha="center", va="center"
+            )
+            words.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
         base = top
+
+
+def _smooth(values: Any) -> Any:
+    """Means over a tenth of all: where a band is thick for long."""
+    length = max(1, len(values) // 10)
+    return np.convolve(values, np.ones(length) / length, mode="same")
 
 
 def _moves(axes: "Axes", document: Mapping[str, Any], at: Any, scale: float) -> None:

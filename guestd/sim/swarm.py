@@ -9,6 +9,7 @@ For guests with the production daemon see `core_guest`.
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine
@@ -109,10 +110,14 @@ class LightGuest:
         """Whether a demand is not covered yet."""
         return self._since is not None
 
+    def open(self) -> Any:
+        """A call of raw bytes both ways, as soon as there is a connection."""
+        return self._channel.stream_stream(convert.NEGOTIATE)(wait_for_ready=True)
+
     async def run(self) -> None:
         """Keep a stream open until cancelled."""
         while True:
-            call: Any = self._channel.stream_stream(convert.NEGOTIATE)(wait_for_ready=True)
+            call = self.open()
             try:
                 await self._converse(call)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, ProtocolError):
@@ -138,7 +143,7 @@ class LightGuest:
         """Say what is needed; without a stream it is said when there is one."""
         self._sequence += 1
         await self.say(
-            Demand(self._sequence, self.needed, _FLOOR, 1 << 40, Urgency.NORMAL, _REASONS, self._usable())
+            Demand(self._sequence, self.needed, _FLOOR, 1 << 40, Urgency.NORMAL, _REASONS, self.usable)
         )  # fmt: skip
 
     async def say(self, message: GuestMessage) -> None:
@@ -156,7 +161,7 @@ class LightGuest:
 
     async def _converse(self, call: Any) -> None:
         identity = Identity(b"b" * 16, time.monotonic_ns(), "swarm", guest_name(self.index), "sim", _CAPABLE)
-        hello = Hello(1, 1, identity, self._usable())
+        hello = Hello(1, 1, identity, self.usable)
         await call.write(convert.guest_message_to_wire(hello).SerializeToString())
         while (raw := await call.read()) is not grpc.aio.EOF:
             message = convert.broker_message_from_bytes(raw)
@@ -169,7 +174,7 @@ class LightGuest:
                     await self._take(message)
                 case Reclaim():
                     self._hold(message.kind, min(message.amount, self.granted.get(message.kind)))
-                    await self.say(Ack(message.id, message.kind, AckStatus.DONE, message.amount, self._usable()))
+                    await self.say(Ack(message.id, message.kind, AckStatus.DONE, message.amount, self.usable))
 
     async def _take(self, grant: Grant) -> None:
         self._hold(grant.kind, grant.amount)
@@ -179,12 +184,14 @@ class LightGuest:
         if self._since is not None and grant.kind is self.kind and covers:
             waited, self._since = time.monotonic() - self._since, None
             self._on_covered(self, waited, self.up)
-        await self.say(Ack(grant.id, grant.kind, AckStatus.DONE, grant.amount, self._usable()))
+        await self.say(Ack(grant.id, grant.kind, AckStatus.DONE, grant.amount, self.usable))
 
     def _hold(self, kind: Kind, amount: int) -> None:
         self.granted = self.granted.with_(kind, amount)
 
-    def _usable(self) -> Usable:
+    @property
+    def usable(self) -> Usable:
+        """What it says that it can use."""
         vcpus, memory = self.granted.cpu_millicores // MILLICORES_PER_VCPU, self.granted.memory_bytes
         return Usable(vcpus, vcpus, memory, memory, _BLOCK_BYTES)
 
@@ -308,21 +315,31 @@ async def flood(run_dir: Path, index: int, seconds: float) -> tuple[int, int]:
     """
     guest = LightGuest(index, run_dir, lambda *_: None)
     messages = streams = 0
-    end = time.monotonic() + seconds
     identity = Identity(b"b" * 16, time.monotonic_ns(), "flood", guest_name(index), "sim", _CAPABLE)
-    first = convert.guest_message_to_wire(Hello(1, 1, identity, guest._usable())).SerializeToString()
-    while time.monotonic() < end:
-        call: Any = guest._channel.stream_stream(convert.NEGOTIATE)(wait_for_ready=True)
+    hello = convert.guest_message_to_wire(Hello(1, 1, identity, guest.usable)).SerializeToString()
+
+    async def say(call: Any) -> None:
+        nonlocal messages, streams
         streams += 1
-        try:
-            await call.write(first)
-            while time.monotonic() < end:
-                messages += 1
-                demand = Demand(messages, MIN, _FLOOR, 1 << 40, Urgency.NOW, _REASONS, guest._usable())
-                await call.write(convert.guest_message_to_wire(demand).SerializeToString())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass
-        finally:
-            call.cancel()
+        await call.write(hello)
+        while True:
+            messages += 1
+            demand = Demand(messages, MIN, _FLOOR, 1 << 40, Urgency.NOW, _REASONS, guest.usable)
+            await call.write(convert.guest_message_to_wire(demand).SerializeToString())
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                call: Any = guest.open()
+                saying = asyncio.create_task(say(call))
+                try:
+                    while await call.read() is not grpc.aio.EOF:  # the end is told only when all was read
+                        pass
+                except grpc.aio.AioRpcError:
+                    pass
+                finally:
+                    saying.cancel()
+                    await asyncio.gather(saying, return_exceptions=True)
+                    call.cancel()
     await guest.close()
     return messages, streams

@@ -246,6 +246,13 @@ class World:
             broker.pause(name, name in self.paused)
         return broker
 
+    def hang_up(self, guest: SimGuest) -> None:
+        """The guest's stream breaks; it makes a new one at the next step."""
+        if self.broker is not None and guest.session:
+            self.broker.on_disconnected(guest.name, guest.session)
+            self._news = True
+        self._lose_stream(guest)
+
     def restart_daemon(self, guest: SimGuest) -> None:
         """The guest daemon is restarted; nothing else changes in the VM."""
         guest.generation += 1
@@ -315,7 +322,7 @@ class World:
         if guest.vm.status is VmStatus.GONE:
             if not guest.gone:
                 guest.gone = True
-                self._hang_up(guest)
+                self.hang_up(guest)
             return
         if guest.gone:
             guest.gone = False
@@ -342,7 +349,7 @@ class World:
         return machine
 
     def _new_daemon(self, guest: SimGuest) -> None:
-        self._hang_up(guest)
+        self.hang_up(guest)
         guest.doing.clear()
         guest.machine = self._daemon(guest.boot, guest.generation, self._guest_now(guest))
         guest.alarm = self.now
@@ -354,12 +361,6 @@ class World:
         self._new_daemon(guest)
         self._mail = [letter for letter in self._mail if letter[2] is not guest]
         heapq.heapify(self._mail)
-
-    def _hang_up(self, guest: SimGuest) -> None:
-        if self.broker is not None and guest.session:
-            self.broker.on_disconnected(guest.name, guest.session)
-            self._news = True
-        self._lose_stream(guest)
 
     def _lose_stream(self, guest: SimGuest) -> None:
         guest.session = 0

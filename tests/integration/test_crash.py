@@ -8,6 +8,8 @@ which run at once: most of their time is waiting.
 
 import asyncio
 import contextlib
+import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -46,10 +48,12 @@ TIMING = Timing(
     retry_seconds=0.3,
     retry_max_seconds=1.0,
 )
-AT_ONCE = 8
-STIR_SECONDS = 1.5
+AT_ONCE = 10
+STIR_SECONDS = 2.5
 DEATH_SECONDS = 25.0
-RECOVERY_SECONDS = 25.0
+RECOVERY_SECONDS = 40.0
+HOLD_SECONDS = 1.5  # for so long a lower need must last to be believed
+REST_SECONDS = 2.0
 BY_CALLS = {Failpoint.ADDING, Failpoint.ADDED, Failpoint.LIMITING, Failpoint.LIMITED}
 # Which passages are deadly. The later ones lie well in the middle of grows and shrinks.
 PASSAGES = {
@@ -97,7 +101,9 @@ class Scenario:
         self.names = [f"{tag}-{number}" for number in range(GUESTS)]
         self.to_add = [f"{tag}-{GUESTS + number}" for number in range(ADDED)]
         self.guests = {
-            name: CoreGuest(world.link, name, root / f"{name}_{configuration.DEFAULT_PORT}", root / f"{name}.run", 1.5)
+            name: CoreGuest(
+                world.link, name, root / f"{name}_{configuration.DEFAULT_PORT}", root / f"{name}.run", HOLD_SECONDS
+            )
             for name in self.names
         }
         self.broker = BrokerProcess(root, world.hypervisor.socket, self._config(), TIMING)
@@ -122,6 +128,7 @@ class Scenario:
             for guest in self.guests.values():
                 await guest.start()
             await self._stir_until_dead(point)
+            await self._audit_journal()
             await self._note_in_flight()
             self._rest()
             if passage == 1:  # the recovery is killed too, as early as it can be
@@ -133,7 +140,8 @@ class Scenario:
             asked = await self._requests()
             await self.broker.kill()
             await self._start()
-            assert await self._converged() == first
+            again = await self._converged()
+            assert again == first, f"before {first.has}, after {again.has}\n{self.broker.said[-2500:]}"
             assert await self._requests() == asked, "a broker that comes back to a settled host asks for nothing"
         finally:
             for guest in self.guests.values():
@@ -179,7 +187,7 @@ class Scenario:
         """An operator at work."""
         async with BrokerClient(self.broker.run_dir) as client:
             await answering(client.host, "the broker", self.broker)
-            await asyncio.sleep(STIR_SECONDS + 0.2)  # resizes are under way
+            await asyncio.sleep(STIR_SECONDS / 2)  # resizes are under way
             with contextlib.suppress(GuestdError):  # the broker dies of it
                 for turn in range(ADDED):
                     if point in (Failpoint.ADDING, Failpoint.ADDED):
@@ -195,21 +203,23 @@ class Scenario:
 
         :raise AssertionError: With what is not right, when it takes too long.
         """
-        end = asyncio.get_running_loop().time() + RECOVERY_SECONDS
-        right = 0
+        loop = asyncio.get_running_loop()
+        end, rested_since = loop.time() + RECOVERY_SECONDS, loop.time()
+        before: Snapshot | None = None
         async with BrokerClient(self.broker.run_dir) as client:
-            while True:
-                wrong = await self._wrong(client)
-                right = 0 if wrong else right + 1
-                if right == 4:
-                    return await self._snapshot(client)
-                assert asyncio.get_running_loop().time() < end, f"{self.tag}: {wrong}\n{self.broker.said[-3000:]}"
+            while before is None or loop.time() - rested_since < REST_SECONDS:
+                views = await client.guests()
+                wrong, now = await self._wrong(client, views), _snapshot(views)
+                if wrong or now != before:
+                    before, rested_since = now, loop.time()
+                assert loop.time() < end, f"{self.tag}: {wrong or 'no rest'}\n{self.broker.said[-3000:]}"
                 await asyncio.sleep(0.1)
+        return before
 
-    async def _wrong(self, client: BrokerClient) -> list[str]:
+    async def _wrong(self, client: BrokerClient, views: tuple[GuestView, ...]) -> list[str]:
         """The audit: ledger against hypervisor against guests. Everything that is not as it should be."""
         truth = await self.world.link.truth()
-        views, host = await client.guests(), await client.host()
+        host = await client.host()
         wrong = [] if host.epoch == self.starts else [f"epoch {host.epoch} after {self.starts} starts"]
         for view in views:
             wrong += self._wrong_with(view, truth[view.name])
@@ -236,10 +246,19 @@ class Scenario:
                 wrong.append(f"{name}: {vm.memory_plugged_bytes} bytes plugged, {online} online")
         return wrong
 
-    async def _snapshot(self, client: BrokerClient) -> Snapshot:
-        views = await client.guests()
-        has = {view.name: Resources(*(view.resource(kind).reserved for kind in Kind)) for view in views}
-        return Snapshot(has, {view.name: view.limits for view in views})
+    async def _audit_journal(self) -> None:
+        """What the dead broker wrote is an upper bound of what the VMs hold, or are told to take."""
+        for file in (self.root / "state").iterdir():
+            shutil.copy(file, self.root)
+        database = sqlite3.connect(self.root / "journal.db")
+        query = "SELECT guest, cpu_millicores, memory_bytes FROM reserved"
+        rows = {name: Resources(cpu, memory) for name, cpu, memory in database.execute(query)}
+        database.close()
+        truth = await self.world.link.truth()
+        for name in self.names:
+            for kind in Kind:
+                written = max(rows.get(name, Resources()).get(kind), LOW.get(kind))  # it boots with its minimum
+                assert truth[name].held(kind) <= written, f"{name} {kind}: holds {truth[name]}, written {rows}"
 
     def _audit_calls(self, point: Failpoint, passage: int, found: Snapshot) -> None:
         """A call holds from the moment that the journal has it, and not before."""
@@ -270,6 +289,11 @@ class Scenario:
                     self.world.in_flight["grow" if amount > has else "shrink"] += 1
 
 
+def _snapshot(views: tuple[GuestView, ...]) -> Snapshot:
+    has = {view.name: Resources(*(view.resource(kind).reserved for kind in Kind)) for view in views}
+    return Snapshot(has, {view.name: view.limits for view in views})
+
+
 def _wrong_in_sum(host: HostView, views: tuple[GuestView, ...]) -> list[str]:
     wrong = []
     for kind in Kind:
@@ -290,8 +314,8 @@ async def world(tags: list[str]) -> AsyncIterator[World]:
             vcpus_max=8,
             device_bytes=4 * GIB,
             plug_rate=GIB,
-            unplug_rate=GIB,
-            cpu_unplug_seconds=0.1,
+            unplug_rate=GIB // 2,
+            cpu_unplug_seconds=0.3,
             command_seconds=0.02,
         )
         for tag in tags
@@ -321,13 +345,15 @@ async def test_a_broker_killed_at_every_boundary_loses_and_doubles_nothing() -> 
                 await asyncio.wait_for(Scenario(there, tag, root).run(point, passage), 120)
 
     async with world(tags) as there:
-        async with asyncio.TaskGroup() as group:
-            for tag, (point, passage) in zip(tags, plan, strict=True):
-                group.create_task(play(there, tag, point, passage), name=f"{point}:{passage}")
+        played = await asyncio.gather(
+            *(play(there, tag, *one) for tag, one in zip(tags, plan, strict=True)), return_exceptions=True
+        )
+        bad = {f"{point}:{passage}": end for (point, passage), end in zip(plan, played, strict=True) if end is not None}
+        assert not bad, "\n".join(f"{name}: {type(error).__name__} {error}" for name, error in bad.items())
         for (tag, kind), most in there.most.items():
             assert most <= CAPACITY.get(kind), f"{tag} {kind}: VMs held {most} together"
         for one in await there.link.log():
             assert one.method != "request_vcpus" or one.amount * MILLICORES_PER_VCPU <= HIGH.cpu_millicores, one
             assert one.method != "request_memory" or one.amount <= HIGH.memory_bytes, one
         print(f"{len(plan)} kills, resizes in flight then: {dict(there.in_flight)}; {there.samples} samples of all VMs")
-        assert min(there.in_flight["grow"], there.in_flight["shrink"]) >= 5, there.in_flight
+        assert min(there.in_flight["grow"], there.in_flight["shrink"]) >= 2, there.in_flight

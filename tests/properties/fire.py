@@ -312,6 +312,7 @@ class WorldUnderFire(RuleBasedStateMachine):
             guest.kernel.pinned, guest.kernel.op_seconds, guest.hung_until = frozenset(), 0.0, 0.0
             guest.load.tasks, guest.load.memory_bytes, guest.load.unmovable_bytes = 0.1, 100 * MIB, 0
             world.pause(name, False)
+            world.hang_up(guest)
         self._until(self._at_minimum, "everybody is idle: not at the minimum")
         for name in NAMES:
             self._set_usual(name)
@@ -349,7 +350,8 @@ class WorldUnderFire(RuleBasedStateMachine):
                     wait = track.shrink_after - world.broker_now
                     found.append(
                         f"{name} {kind} holds {held}, reserved {track.reserved}, {track.phase}, target {track.target} "
-                        f"({track.reason.text}), shrinks in {wait:.0f} s"
+                        f"({track.reason.text}), needs {state.demand and state.demand.needed}, fixed because "
+                        f"{state.why_fixed(world.broker_now, 30.0)}, shrinks in {wait:.0f} s"
                     )
         return found
 

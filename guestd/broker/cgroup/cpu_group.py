@@ -69,13 +69,20 @@ class CpuGroup:
             return None
         try:
             quota = group.quota()  # first: v2 has a cpu.stat even where the controller is off, with less in it
-            return Bandwidth(group.threads(), quota, self._meter.look(self._clock(), *group.throttling()))
+            return Bandwidth(group.threads(), quota, self._throttled(group))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENODEV):
                 return None
             raise refused(group.path, "cannot be read", error) from error
         except (ValueError, KeyError) as error:
             raise CgroupError(f"{group.path}: cpu.stat or the quota is not as the kernel writes it: {error}") from error
+
+    def glance(self) -> int | None:
+        """Only how much is throttled, in permille, from one file; None when that cannot be told."""
+        try:
+            return self._throttled(self._group) if self._group is not None else None
+        except (OSError, ValueError, KeyError):
+            return None
 
     def settle(self, threads: Set[int]) -> None:
         """Have the group with these threads in it, and with the quota that was asked.
@@ -102,6 +109,8 @@ class CpuGroup:
                 group.add(thread)
         except OSError as error:
             raise refused(group.path, "vanished while it was made", error) from error
+        except ValueError as error:
+            raise CgroupError(f"{group.path}: threads or quota are not as the kernel writes them: {error}") from error
         if known is not None and known.path != group.path:  # somebody moved QEMU
             known.remove()
 
@@ -126,6 +135,9 @@ class CpuGroup:
         if self._group is not None and self._group.remove():
             self._group = None
         return self._group is None
+
+    def _throttled(self, group: Group) -> int:
+        return self._meter.look(self._clock(), *group.throttling())
 
     def _alive(self, threads: Set[int]) -> Set[int]:
         alive = {thread for thread in threads if self._files.exists(Path(f"/proc/{self.pid}/task/{thread}"))}

@@ -39,6 +39,7 @@ class Group(ABC):
     def __init__(self, files: Files, parent: Path, name: str) -> None:
         self.path = parent / f"{GROUP_PREFIX}{name}"
         self._files, self._parent = files, parent
+        self._thread_list, self._stat = self.path / self._threads, self.path / "cpu.stat"
 
     def make(self) -> bool:
         """Have the group, ready for threads; whether it was not there before.
@@ -62,7 +63,7 @@ class Group(ABC):
 
     def threads(self) -> frozenset[int]:
         """The threads that are in it."""
-        return frozenset(int(line) for line in self._files.read(self.path / self._threads).split())
+        return frozenset(int(line) for line in self._files.read(self._thread_list).split())
 
     def add(self, thread: int) -> None:
         """Put a thread in. One that ended meanwhile is no error.
@@ -70,15 +71,15 @@ class Group(ABC):
         :raise CgroupError: When the kernel refuses.
         """
         try:
-            self._files.write(self.path / self._threads, str(thread))
+            self._files.write(self._thread_list, str(thread))
         except ProcessLookupError:
             pass
         except OSError as error:
-            raise refused(self.path / self._threads, f"does not take thread {thread}", error) from error
+            raise refused(self._thread_list, f"does not take thread {thread}", error) from error
 
     def throttling(self) -> tuple[int, int]:
         """Periods so far in which anything wanted to run, and those of them in which the bound was hit."""
-        counts = dict(line.split(" ", 1) for line in self._files.read(self.path / "cpu.stat").splitlines())
+        counts = dict(line.split(" ", 1) for line in self._files.read(self._stat).splitlines())
         return int(counts["nr_periods"]), int(counts["nr_throttled"])
 
     def remove(self) -> bool:

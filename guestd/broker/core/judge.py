@@ -49,6 +49,15 @@ def is_over_burst(guest: GuestState, track: Track) -> bool:
     return not lent and guest.burst_held(track.kind) > 0
 
 
+def has_not_taken(guest: GuestState, track: Track) -> bool:
+    """Whether the guest has less online than it was granted, with nothing under way."""
+    if track.phase is not Phase.IDLE or not guest.can(track.kind):
+        return False
+    if track.kind is Kind.CPU:
+        return guest.usable.vcpus_online * MILLICORES_PER_VCPU < round_down(track.reserved, MILLICORES_PER_VCPU)
+    return guest.usable.memory_online_bytes + guest.unit(Kind.MEMORY) <= track.reserved
+
+
 def must_park(guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float) -> bool:
     """Whether more vCPUs are online than the CPU time is for: a kernel that has just booted brings up all there are."""
     if track.kind is not Kind.CPU or not (guest.park and guest.bounded) or track.phase is not Phase.IDLE:

@@ -185,6 +185,7 @@ class BrokerMachine:
         lost = "lost the answer to" if unknown else "refused"
         self._resizer.log(guest, kind, f"hypervisor {lost} a request: {text}")
         track.doubtful = unknown
+        track.settled = False
         if not unknown and track.phase in (Phase.PLUGGING, Phase.UNPLUGGING):
             self._resizer.withdraw(track)
             track.set_back(now, self.timing)
@@ -244,6 +245,8 @@ class BrokerMachine:
         if guest is not None:
             self._heard(guest, now)
             guest.usable = heartbeat.usable or guest.usable
+            for track in guest.tracks.values() if heartbeat.usable else ():  # a grant may have been lost
+                track.announce = track.announce or judge.has_not_taken(guest, track)
 
     def on_ack(self, name: str, session: int, ack: Ack, now: float) -> None:
         """The guest's answer to an order. One to any but the current order changes nothing."""

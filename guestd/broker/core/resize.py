@@ -52,6 +52,10 @@ class Resizer:
 
     def _follow_idle(self, guest: GuestState, track: Track, vm: VmState) -> None:
         held = vm.held(track.kind)
+        if _may_deflate(track, vm) and held < track.reserved and not track.settled:
+            self._end_deflating(guest, track)
+            return
+        track.settled = False
         if held > track.reserved and track.reserved:
             self.log(
                 guest, track.kind, f"the hypervisor reports {track.kind.show(held)}, which is more than the "
@@ -67,7 +71,10 @@ class Resizer:
         plugged = vm.plugged(track.kind) if track.kind is Kind.MEMORY else held
         doubtful, track.doubtful = track.doubtful, False
         if doubtful and held < track.amount:  # asked again, the hypervisor knows of no such request
-            self.reserve(guest, track, held)
+            if _may_deflate(track, vm):
+                self._end_deflating(guest, track)
+            else:
+                self.reserve(guest, track, held)
             self.finish(guest, track, f"the request for {track.kind.show(track.amount)} was lost")
             return
         self.reserve(guest, track, max(held, track.amount))
@@ -123,6 +130,11 @@ class Resizer:
             self._stop_short(guest, track, f"guest keeps {track.kind.show(held)}")
         elif self.now >= track.repeat_at:
             self._unplug_vcpus(guest, track)
+
+    def _end_deflating(self, guest: GuestState, track: Track) -> None:
+        """Have the balloon stay as it is, before less is reserved than it may come to."""
+        track.settled, guest.vm_fresh = True, False
+        self.out += [SettleMemory(guest.name), Observe(guest.name)]
 
     _FOLLOW: Mapping[Phase, Callable[["Resizer", GuestState, Track, VmState], None]] = {
         Phase.IDLE: _follow_idle,
@@ -325,3 +337,8 @@ class Resizer:
     def log(self, guest: GuestState, kind: Kind, text: str) -> None:
         """Say it to people."""
         self.out.append(Log(guest.name, kind, text))
+
+
+def _may_deflate(track: Track, vm: VmState) -> bool:
+    """Whether the VM may come to hold more by itself: a hypervisor tells what is in a balloon, not where it is going."""
+    return track.kind is Kind.MEMORY and vm.memory_held_bytes < vm.boot_memory_bytes

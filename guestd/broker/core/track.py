@@ -105,6 +105,7 @@ class Track:
     kept: int = 0  # what the guest would not go below, believed until `shrink_after`
     lend: Lend | None = None
     doubtful: bool = False  # the outcome of the last request is unknown
+    settled: bool = False  # the hypervisor was told to end what it does, so that less can be reserved
     announce: bool = False  # the guest has to hear its grant (again)
     begun: deque[float] = field(default_factory=deque)
     counters: Counters = field(default_factory=Counters)

@@ -75,12 +75,9 @@ class CpuBound:
             return None
         return seen
 
-    def glance(self) -> Bandwidth | None:
-        """What there is, without putting anything right."""
-        try:
-            return self._group.read() if self._group is not None and not self._problem else None
-        except CgroupError:
-            return None
+    def glance(self) -> int | None:
+        """How much is throttled, in permille, without looking at all the rest; None when that cannot be told."""
+        return self._group.glance() if self._group is not None and not self._problem else None
 
     async def request(self, threads: Set[int], millicores: int) -> None:
         """Bound all these threads together.

@@ -220,7 +220,7 @@ class QemuVm:
             return None
         seen = await self._cpu.look(await self._cpu_threads())
         if seen is not None and seen.quota_millicores:
-            self._glance_later(seen)
+            self._glance_later(seen.throttled_permille)
         return seen
 
     async def _cpu_threads(self) -> frozenset[int]:
@@ -294,19 +294,18 @@ class QemuVm:
             self._cpu.process_ended()
         self._notify_soon()
 
-    def _glance_later(self, seen: Bandwidth) -> None:
+    def _glance_later(self, seen_permille: int) -> None:
         if self._glance is not None:
             self._glance.cancel()
-        self._glance = asyncio.get_running_loop().call_later(_GLANCE_SECONDS, self._glance_now, seen)
+        self._glance = asyncio.get_running_loop().call_later(_GLANCE_SECONDS, self._glance_now, seen_permille)
 
-    def _glance_now(self, seen: Bandwidth) -> None:
-        """Have the VM observed when its bandwidth is not as it was seen."""
+    def _glance_now(self, seen_permille: int) -> None:
+        """Have the VM observed when it is throttled more or less than was seen."""
         self._glance = None
-        now = self._cpu.glance()
-        if now != seen:
-            self._notify_soon()
+        if self._cpu.glance() == seen_permille:
+            self._glance_later(seen_permille)
         else:
-            self._glance_later(seen)
+            self._notify_soon()
 
     def _notify_soon(self) -> None:
         if self._notify is None and self._on_change is not None:

@@ -143,4 +143,5 @@ def _shown(part: dict[str, Any], path: str, show: Any) -> str:
 def _verdict(one: dict[str, Any]) -> str:
     show = {"s": _ms, "bytes": _kib, "times": "{:.2f} times".format}.get(one["unit"], str)
     value = "not measured" if one["value"] is None else show(one["value"])
-    return f"  {one['name']:<38}{value:>12}  {'reached' if one['reached'] else 'not reached'} (at most {show(one['most'])})"
+    verdict = "reached" if one["reached"] else "not reached"
+    return f"  {one['name']:<38}{value:>12}  {verdict} (at most {show(one['most'])})"

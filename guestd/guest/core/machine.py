@@ -460,14 +460,16 @@ class GuestMachine:
     # ---- what to say -----------------------------------------------------------------------------
 
     def _speak(self, now: float) -> None:
-        """Say what is needed when it differs from what was said; else a heartbeat when it is due."""
+        """Say what is needed when it differs from what was said, and again with each heartbeat: what was lost only
+        delays.
+        """
         link, cpu, memory = self._link, self._state.cpu, self._state.memory
         if link is None or cpu is None or memory is None:
             return
-        if link.said is not None and now - link.said_at >= link.welcome.heartbeat_seconds:
-            link.said_at = now
+        due = link.said is not None and now - link.said_at >= link.welcome.heartbeat_seconds
+        if due:
             self._say(Heartbeat(self.usable))
-        if link.said is not None and not self._news:
+        elif link.said is not None and not self._news:
             return
         self._news = False
         inventory = self._state.inventory
@@ -484,7 +486,7 @@ class GuestMachine:
             cpu_used_millicores=cpu.used_millicores,
             under_memory_pressure=memory.pressure,
         )
-        if link.said is None or _differs(link.said, demand, inventory.block_bytes or 128 * MIB):
+        if due or link.said is None or _differs(link.said, demand, inventory.block_bytes or 128 * MIB):
             link.sequence, link.said, link.said_at = demand.sequence, demand, now
             self._say(demand)
 

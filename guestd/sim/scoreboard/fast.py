@@ -41,8 +41,10 @@ Array = npt.NDArray[np.float64]
 HOST_BYTES: Final = 64 * GIB
 UNMET_SHARE: Final = 0.001
 """The common level of unmet demand."""
-PRECISION_BYTES: Final = GIB // 2
+PRECISION_BYTES: Final = GIB
 GUESTD: Final = "guestd"
+EXAMPLE: Final = 1
+"""The VM of a fleet that pictures show."""
 _QUICK_SECONDS: Final = 0.1
 """Samples of a busy guest and steps of the world: twice what production takes (0.05 s), which halves the time that
 the scoreboard takes and makes guestd slower, never faster, than it is."""
@@ -57,11 +59,13 @@ class Result:
 
     :param ample: on a host where every VM can have its maximum.
     :param fitting: on the smallest host that is enough; None: there is none.
+    :param example: what VM `EXAMPLE` had on that host, or else on the ample one; bytes, every `STEP_SECONDS`.
     """
 
     policy: str
     ample: Outcome
     fitting: Outcome | None
+    example: Array = field(repr=False)
     tried: tuple[Outcome, ...] = field(default=(), repr=False)
 
     def vms_per_host(self, vms: int) -> float | None:
@@ -144,11 +148,17 @@ def search(name: str, serve: Player, fleet: Fleet, used: Array, around: int | No
     :param around: where to look first, in bytes; only saves time.
     """
     tried: dict[int, Outcome] = {}
+    examples: dict[int, Array] = {}
+
+    def result(fitting: Outcome | None) -> Result:
+        example = examples[(fitting or ample).host_bytes]
+        return Result(name, ample, fitting, example, tuple(tried.values()))
 
     def outcome(host_bytes: int) -> Outcome:
         if host_bytes not in tried:
             given, resizes = serve(host_bytes)
             tried[host_bytes] = score(host_bytes, used, given, resizes)
+            examples[host_bytes] = given[:, EXAMPLE].copy()
         return tried[host_bytes]
 
     def enough(units: int) -> bool:
@@ -156,25 +166,26 @@ def search(name: str, serve: Player, fleet: Fleet, used: Array, around: int | No
 
     ample = outcome(fleet.ample_bytes)
     if ample.unmet_share > UNMET_SHARE:
-        return Result(name, ample, None, tuple(tried.values()))
-    low = fleet.vms * fleet.minimum_bytes // PRECISION_BYTES
-    high = fleet.ample_bytes // PRECISION_BYTES
-    step = max(1, (around or 0) // PRECISION_BYTES // 16)
-    guess = max(low, min(high, (around or 0) // PRECISION_BYTES))
-    if around is not None and enough(guess):  # gallop from the guess to a bracket
-        high = guess
-        while high - step > low and enough(high - step):
-            high, step = high - step, 2 * step
-        low = max(low, high - step)
-    elif around is not None:
-        low = guess
-        while low + step < high and not enough(low + step):
-            low, step = low + step, 2 * step
-        high = min(high, low + step)
+        return result(None)
+    least, most = fleet.vms * fleet.minimum_bytes // PRECISION_BYTES, fleet.ample_bytes // PRECISION_BYTES
+    low, high = (least, most) if around is None else _bracket(enough, least, most, around // PRECISION_BYTES)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
-    return Result(name, ample, outcome(high * PRECISION_BYTES), tuple(tried.values()))
+    return result(outcome(high * PRECISION_BYTES))
+
+
+def _bracket(enough: Callable[[int], bool], least: int, most: int, guess: int) -> tuple[int, int]:
+    """Two hosts near the guess, the smaller of which is not enough (or the least), the larger is (or the most)."""
+    step = max(1, guess // 24)
+    low = high = max(least, min(most, guess))
+    if enough(guess):
+        while low > least and enough(low):
+            low, high, step = max(least, low - step), low, 2 * step
+    else:
+        while high < most and not enough(high):
+            low, high, step = high, min(most, high + step), 2 * step
+    return low, high
 
 
 def compare(

@@ -311,3 +311,7 @@ def test_nonsense_in_the_kernels_files_is_an_error_of_ours(version: int) -> None
     rig.kernel.files[rig.path / "cpu.stat"] = "nr_periods many\n"
     with pytest.raises(CgroupError, match="not as the kernel writes it"):
         rig.group.read()
+    assert rig.group.glance() is None
+    rig.kernel.files[rig.path / ("cpu.cfs_quota_us" if version == 1 else "cpu.max")] = "plenty of it\n"
+    with pytest.raises(CgroupError, match="not as the kernel writes them"):
+        rig.group.settle(VCPUS)

@@ -15,6 +15,7 @@ def test_a_control_file_is_written_where_the_root_is(tmp_path: Path) -> None:
     assert files.read(Path("/g/cpu.max")).startswith("25000 100000")
     assert files.exists(Path("/g"))
     assert not files.exists(Path("/g/tasks"))
+    assert not files.exists(Path("/" + "x" * 300))
 
 
 def test_nothing_is_created_that_is_not_there(tmp_path: Path) -> None:
