@@ -39,10 +39,11 @@ def parse(environment: Mapping[str, str]) -> tuple[Failpoint | None, int]:
     text = environment.get(VARIABLE, "")
     if not text:
         return None, 0
-    name, _, count = text.partition(":")
-    if name not in list(Failpoint) or not (count or "1").isdecimal() or int(count or 1) < 1:
+    name, colon, count = text.partition(":")
+    passage = count if colon else "1"
+    if name not in list(Failpoint) or not passage.isdecimal() or int(passage) < 1:
         raise ValueError(f"{VARIABLE}={text}: must be NAME or NAME:N, with a name of {', '.join(Failpoint)}")
-    return Failpoint(name), int(count or 1)
+    return Failpoint(name), int(passage)
 
 
 _armed, _left = parse(os.environ)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -70,11 +71,18 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _say_policy(fleet: str, policy: str) -> None:
+    _say(f"(b) {fleet}: {policy}")
+
+
 def _slow(root: Path) -> "SlowScores":
     """Regime (a) on what there is."""
-    from guestd.sim.scoreboard import slow
+    from guestd.sim.scoreboard import report, slow
 
-    return slow.compare(root)
+    if not (root / "planetlab").is_dir() and not (root / "google2011").is_dir():
+        return {}
+    _say("(a) 5-minute traces")
+    return report.slow_scores(slow.run(slow.read(root)))
 
 
 def _fast(root: Path) -> "dict[str, tuple[Fleet, Sequence[Result]]]":
@@ -83,11 +91,11 @@ def _fast(root: Path) -> "dict[str, tuple[Fleet, Sequence[Result]]]":
     from guestd.sim.scoreboard import fast
     from guestd.sim.scoreboard.fleet import Fleet
 
-    fleets = {}
+    fleets: dict[str, tuple[Fleet, Sequence[Result]]] = {}
     for name, measured in (("build-memory", traces.build_memory(root)), ("three-vms", traces.three_vms(root))):
         if measured:
             fleet = Fleet(name, tuple(measured), _FAST_VMS[name], _FAST_SECONDS)
-            results = fast.compare(fleet, fast.PEERS, lambda policy, name=name: _say(f"(b) {name}: {policy}"))
+            results = fast.compare(fleet, progress=partial(_say_policy, name))
             fleets[name] = (fleet, results)
     return fleets
 

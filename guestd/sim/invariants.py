@@ -20,8 +20,9 @@ from guestd.model.units import MILLICORES_PER_VCPU, round_up
 from guestd.model.vm import VmStatus
 
 if TYPE_CHECKING:
+    from guestd.sim.guest import SimGuest
     from guestd.sim.watch import Line, Seen
-    from guestd.sim.world import SimGuest, World
+    from guestd.sim.world import World
 
 Actions = Sequence[broker_actions.Action]
 MICRO = 1_000_000
@@ -174,32 +175,36 @@ def credit_is_spent(world: "World", broker: BrokerMachine, actions: Actions) -> 
 
 
 def reserved_covers_truth(world: "World") -> None:
-    """(5) What is reserved is at least what the VM holds or was told to take; while no broker runs, by its journal."""
+    """(5) What is reserved is at least what the VM holds or was told to take, and what its hypervisor still has to
+    be told; while no broker runs, by its journal.
+    """
     for name, guest in world.guests.items():
-        seen = world.watch.seen[name]
-        if seen.surprised:
+        if world.watch.seen[name].surprised:
             continue
         for kind in Kind:
-            held = guest.vm.promised(kind)
+            held = guest.to_come(kind)
             if world.broker is not None:
                 book = world.broker.guests[name].tracks[kind].reserved
             else:
                 book = world.journal[name].reserved.get(kind) if name in world.journal else 0
-            assert book >= held, f"(5) {name} {kind}: {held} is held, {book} is reserved"
+            assert book >= held, f"(5) {name} {kind}: {held} is held or on its way, {book} is reserved"
 
 
 def nothing_is_left_over(world: "World") -> None:
-    """(10, 16) While nothing is under way, what is reserved is what is there: nothing lost, nothing doubled."""
+    """(10, 16) While nothing is under way, what is reserved is what is there: nothing lost, nothing doubled. A balloon
+    may deflate further than it shows, and is charged so.
+    """
     if world.broker is None or world.pending:
         return
     for name, state in world.broker.guests.items():
         guest = world.guests[name]
         running = state.vm is not None and state.vm.status is VmStatus.RUNNING and state.vm_fresh
-        if not running or guest.commands or state.vm != guest.vm.truth():
+        if state.vm is None or not running or guest.commands or state.vm != guest.vm.truth():
             continue
         for kind, track in state.tracks.items():
             held = _observed(state, kind)
-            left = track.reserved == held or track.phase is not Phase.IDLE
+            deflating = kind is Kind.MEMORY and 0 < held < state.vm.boot_memory_bytes and track.reserved > held
+            left = track.reserved == held or track.phase is not Phase.IDLE or deflating
             assert left, f"(16) {name} {kind}: idle, {held} is held, {track.reserved} is reserved"
 
 

@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, SKY, VERMILION, PURPLE, GREY, INK = (
     "#8A9099",
     "#1F2937",
 )
-_STYLE: Final[dict[str, Any]] = {
+_STYLE: Final[Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
     "axes.titleweight": "bold",

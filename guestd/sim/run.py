@@ -16,7 +16,7 @@ from typing import Final, cast
 
 import numpy as np
 
-from guestd.broker.core.ledger import HostCapacity
+from guestd.broker.core.ledger import HostCapacity, admit
 from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm, Fault
 from guestd.guest.core.machine import Settings
@@ -181,8 +181,9 @@ class ProfileKernel(GuestKernel):
 
     def __init__(self, vm: BehavedVm, load: Load, profile: Profile, refusals: float, rng: np.random.Generator) -> None:
         self.accounts = {kind: Account() for kind in Kind}
-        self._times = [*profile.time_seconds.tolist(), float("inf")]
-        self._tasks, self._memory = profile.tasks.tolist(), profile.memory_bytes.tolist()
+        self._times: list[float] = [*profile.time_seconds.tolist(), float("inf")]
+        self._tasks: list[float] = profile.tasks.tolist()
+        self._memory: list[float] = profile.memory_bytes.tolist()
         self._refusals, self._rng, self._own_vm = refusals, rng, vm
         self._at, self._index = 0.0, 0
         self._glanced = (0.0, self._memory[0])
@@ -321,6 +322,7 @@ class Run:
         step_seconds: float = 0.05,
         checked: bool = True,
     ) -> None:
+        admit(host, {profile.name: limits for profile, limits in vms})
         behaviour = behaviour or Behaviour()
         self.world = World(host, timing, settings=settings, step_seconds=step_seconds)
         if not checked:

@@ -18,7 +18,8 @@ from guestd.model.resources import Kind, Limits
 from guestd.sim import invariants
 
 if TYPE_CHECKING:
-    from guestd.sim.world import SimGuest, World
+    from guestd.sim.guest import SimGuest
+    from guestd.sim.world import World
 
 _COUNTED = {"grows": "grow", "shrinks": "shrink", "partials": "partial", "refusals": "refusal",
             "failures": "failure", "overdue": "overdue", "bursts": "burst", "forced": "forced"}  # fmt: skip
@@ -77,10 +78,6 @@ class Watch:
         self.on_outside_cause()
 
     # ---- the hypervisor --------------------------------------------------------------------------
-
-    def on_carried_out(self, guest: "SimGuest", action: broker_actions.HypervisorAction) -> None:
-        """A request was made, whatever became of it."""
-        self.look(guest, action)
 
     def on_observed(self, guest: "SimGuest") -> None:
         """The hypervisor answered the broker."""

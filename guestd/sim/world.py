@@ -11,9 +11,9 @@ actions (`fuse`), every party has a clock of its own that may be set, a hypervis
 """
 
 import heapq
-from collections import Counter, deque
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from guestd.broker.core import actions as broker_actions
 from guestd.broker.core.ledger import HostCapacity
@@ -21,23 +21,18 @@ from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm
 from guestd.guest.core import machine as guest_machine
-from guestd.guest.core.machine import GuestMachine
-from guestd.guest.core.ops import HandResult
 from guestd.model.errors import HypervisorError, OutcomeUnknown
-from guestd.model.guest import Capability, Identity
-from guestd.model.messages import Ack, Demand, Grant, GuestMessage, Heartbeat, Hello, Reclaim
+from guestd.model.messages import Ack, Demand, Grant, GuestMessage, Heartbeat, Hello, Reclaim, Throttle
 from guestd.model.resources import Limits, Resources
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
-from guestd.model.vm import VmState, VmStatus
+from guestd.model.vm import VmStatus
+from guestd.sim.guest import LONGEST_JUMP_SECONDS, SimGuest, daemon
 from guestd.sim.kernel import BLOCK_BYTES, GuestKernel, Load
 from guestd.sim.watch import Watch
 
 __all__ = ["BLOCK_BYTES", "Entry", "Fuse", "GuestKernel", "Load", "SimGuest", "World", "limits"]
 
 STEP_SECONDS = 0.05
-_WATCH_SECONDS = 5.0  # a VM is observed at least so often
-_LONGEST_JUMP_SECONDS = 60.0
-_ALL = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE, Capability.VIRTIO_MEM, Capability.PSI})
 
 Fate = tuple[float, ...]
 """What becomes of a message: the delay of each copy that arrives, in seconds. Empty: it is lost."""
@@ -61,44 +56,6 @@ class Fuse:
     actions: int
     requests: int = 0
     down_seconds: float = 1.0
-
-
-@dataclass(slots=True)
-class SimGuest:
-    """One VM of the world: hypervisor, kernel and guest daemon."""
-
-    name: str
-    vm: FakeVm
-    kernel: GuestKernel
-    load: Load
-    machine: GuestMachine
-    park: bool = False
-    generation: int = 1
-    boot: int = 1
-    session: int = 0
-    clock_seconds: float = 0.0  # how far its clock is ahead of the world's
-    hung_until: float = 0.0  # its hypervisor answers nothing before
-    commands: deque[broker_actions.HypervisorAction] = field(default_factory=deque)
-    doing: list[tuple[float, HandResult]] = field(default_factory=list)
-    alarm: float = 0.0
-    stirred: bool = True  # the hypervisor said that something changed
-    observe_at: float = 0.0
-    gone: bool = False
-
-    @property
-    def runs(self) -> bool:
-        """Whether programs in it do."""
-        status = self.vm.status
-        return status in (VmStatus.RUNNING, VmStatus.UNREACHABLE) and not self.vm.booting
-
-
-def _finish(call: Coroutine[object, None, object]) -> object:
-    """The value of a coroutine that never waits."""
-    try:
-        call.send(None)
-    except StopIteration as stop:
-        return stop.value
-    raise AssertionError("a fake waited")
 
 
 class World:
@@ -157,14 +114,10 @@ class World:
             self.broker.add_guest(name, limits, park=park)
         vm = vm or FakeVm(plug_rate=4 << 30, unplug_rate=512 * MIB, cpu_unplug_seconds=0.1)
         load = Load()
-        guest = SimGuest(name, vm, GuestKernel(vm, load), load, self._daemon(1, 1, self.now), park)
+        guest = SimGuest(name, vm, GuestKernel(vm, load), load, daemon(1, 1, self.now, self.settings), park)
         self.guests[name], self.limits[name] = guest, limits
         self.watch.add(name)
-
-        def stir() -> None:
-            guest.stirred = True
-
-        _finish(vm.open(stir))
+        guest.open()
         self._news = True
         return guest
 
@@ -221,9 +174,9 @@ class World:
         self.broker = self.fuse = None
         for guest in self.guests.values():
             for _ in range(min(requests, len(guest.commands))):
-                self._carry_out(guest, guest.commands.popleft())
+                guest.carry_out(self.watch)
             guest.commands.clear()
-            self._lose_stream(guest)
+            guest.lose_stream(self.now)
         self.watch.on_death()
 
     def start_broker(self) -> None:
@@ -251,7 +204,7 @@ class World:
         if self.broker is not None and guest.session:
             self.broker.on_disconnected(guest.name, guest.session)
             self._news = True
-        self._lose_stream(guest)
+        guest.lose_stream(self.now)
 
     def restart_daemon(self, guest: SimGuest) -> None:
         """The guest daemon is restarted; nothing else changes in the VM."""
@@ -274,7 +227,7 @@ class World:
             self.watch.look(guest)
         self._deliver_mail()
         for guest in self.guests.values():
-            if guest.runs:
+            if guest.runs and not guest.silent:
                 self._connect(guest)
                 self._run_daemon(guest)
         if self.broker is None and self._start_at is not None and self.now >= self._start_at:
@@ -285,7 +238,7 @@ class World:
 
     def _quiet_steps(self) -> int:
         """How many steps nothing will happen for."""
-        until = self.now + _LONGEST_JUMP_SECONDS
+        until = self.now + LONGEST_JUMP_SECONDS
         if self._start_at is not None:
             until = min(until, self._start_at)
         if self._mail:
@@ -296,26 +249,10 @@ class World:
             if self._alarm is not None:
                 until = min(until, self._alarm - self.clock_seconds)
         for guest in self.guests.values():
-            until = min(until, self._quiet_until(guest))
+            until = min(until, guest.quiet_until(self.now, self.broker is not None, self.step_seconds))
             if until <= self.now:
                 return 1
         return max(1, int((until - self.now) / self.step_seconds + 0.999))
-
-    def _quiet_until(self, guest: SimGuest) -> float:
-        """When something happens with this VM, for all that is known now."""
-        until = self.now + _LONGEST_JUMP_SECONDS
-        if guest.vm.moving:
-            if guest.stirred or not guest.vm.booting:
-                return self.now
-            until = self.now + 10 * self.step_seconds
-        if self.broker is not None:
-            waiting = bool(guest.commands) or guest.stirred
-            until = min(until, max(guest.hung_until, 0.0 if waiting else guest.observe_at))
-            if guest.runs and not guest.session:
-                return self.now
-        if guest.runs:
-            until = min(until, guest.alarm, *(due for due, _ in guest.doing))
-        return until
 
     def _move(self, guest: SimGuest, seconds: float) -> None:
         """Time passes in the VM."""
@@ -327,32 +264,13 @@ class World:
         if guest.gone:
             guest.gone = False
             self._new_kernel(guest)
-        guest.vm.advance(seconds)
-        if guest.runs:
-            guest.kernel.step(seconds)
-            if guest.kernel.take_trigger():
-                guest.machine.on_pressure(self._guest_now(guest))
-                guest.alarm = self.now
-            if guest.kernel.take_hotplug():
-                guest.machine.on_hotplug(self._guest_now(guest))
-                guest.alarm = self.now
+        guest.live(seconds, self.now)
 
     # ---- guest daemons ---------------------------------------------------------------------------
 
-    def _guest_now(self, guest: SimGuest) -> float:
-        return self.now + guest.clock_seconds
-
-    def _daemon(self, boot: int, generation: int, now: float) -> GuestMachine:
-        identity = Identity(boot.to_bytes(16, "big"), generation, "sim", "sim", "sim", _ALL)
-        machine = GuestMachine(identity, now, self.settings)
-        machine.on_watched(True)
-        return machine
-
     def _new_daemon(self, guest: SimGuest) -> None:
         self.hang_up(guest)
-        guest.doing.clear()
-        guest.machine = self._daemon(guest.boot, guest.generation, self._guest_now(guest))
-        guest.alarm = self.now
+        guest.start_daemon(self.now, self.settings)
         self.watch.on_new_daemon(guest)
 
     def _new_kernel(self, guest: SimGuest) -> None:
@@ -362,57 +280,19 @@ class World:
         self._mail = [letter for letter in self._mail if letter[2] is not guest]
         heapq.heapify(self._mail)
 
-    def _lose_stream(self, guest: SimGuest) -> None:
-        guest.session = 0
-        guest.machine.on_disconnected()
-        guest.alarm = min(guest.alarm, self.now)
-
     def _connect(self, guest: SimGuest) -> None:
         if self.broker is None or guest.session:
             return
         guest.session, welcome = self.broker.on_connected(guest.name, guest.machine.hello(), self.broker_now)
         self.watch.on_heard(guest)
         self.watch.on_welcome(guest, welcome.epoch)
-        guest.machine.on_welcome(welcome, self._guest_now(guest))
+        guest.machine.on_welcome(welcome, guest.clock(self.now))
         self._news, guest.alarm = True, self.now
 
     def _run_daemon(self, guest: SimGuest) -> None:
-        for due, result in [entry for entry in guest.doing if entry[0] <= self.now]:
-            guest.doing.remove((due, result))
-            guest.machine.on_result(result, self._guest_now(guest))
-            guest.alarm = self.now
-        if guest.alarm > self.now:
-            return
-        machine, now = guest.machine, self._guest_now(guest)
-        for _ in range(4):
-            actions = machine.next_actions(now)
-            for action in actions:
-                self._perform(guest, action, now)
-            if not actions:
-                break
-        guest.alarm = machine.wake_at(now) - guest.clock_seconds
-
-    def _perform(self, guest: SimGuest, action: guest_machine.Action, now: float) -> None:
-        match action:
-            case guest_machine.TakeSample():
-                guest.machine.on_sample(guest.kernel.sample(), now)
-            case guest_machine.Rescan():
-                inventory = guest.kernel.inventory()
-                self.watch.on_inventory(guest, inventory)
-                guest.machine.on_inventory(inventory, now)
-            case guest_machine.Do():
-                for op in action.ops:
-                    self.watch.on_op(guest, op)
-                    result = guest.kernel.perform(op)
-                    if guest.kernel.op_seconds:
-                        guest.doing.append((self.now + guest.kernel.op_seconds, result))
-                    else:
-                        guest.machine.on_result(result, now)
-            case guest_machine.Say():
-                self.watch.on_said(guest, action.message)
-                self._post(guest, action.message)
-            case guest_machine.Log():
-                self._note(guest.name, action.text)
+        guest.run_daemon(
+            self.now, self.watch, lambda message: self._post(guest, message), lambda text: self._note(guest.name, text)
+        )
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -440,7 +320,12 @@ class World:
         if isinstance(message, Grant | Reclaim):
             if guest.session and guest.runs:
                 self.watch.on_order(guest, message)
-                guest.machine.on_order(message, self._guest_now(guest))
+                guest.machine.on_order(message, guest.clock(self.now))
+                guest.alarm = self.now
+            return
+        if isinstance(message, Throttle):
+            if guest.session and guest.runs:
+                guest.machine.on_throttle(message)
                 guest.alarm = self.now
             return
         if self.broker is None or not isinstance(message, Demand | Ack | Heartbeat | Hello):
@@ -467,7 +352,7 @@ class World:
         for guest in self.guests.values():
             if guest.stirred or self.now >= guest.observe_at:
                 guest.stirred = False
-                self._observe_soon(guest)
+                guest.observe_soon(self.now)
             self._hypervise(broker, guest)
         if not self._news and (self._alarm is None or self._alarm > self.broker_now):
             return None
@@ -502,7 +387,7 @@ class World:
             case broker_actions.Log():
                 self._note(action.guest, f"{action.kind}: {action.text}")
             case broker_actions.Observe():
-                self._observe_soon(self.guests[action.guest])
+                self.guests[action.guest].observe_soon(self.now)
             case _:
                 guest = self.guests[action.guest]
                 guest.commands.append(action)
@@ -514,47 +399,21 @@ class World:
         credit = known.credit if action.credit is None and known is not None else action.credit
         self.journal[action.guest] = Entry(action.reserved, action.revision, credit)
 
-    def _observe_soon(self, guest: SimGuest) -> None:
-        guest.observe_at = self.now + _WATCH_SECONDS
-        if not guest.commands or not isinstance(guest.commands[-1], broker_actions.Observe):
-            guest.commands.append(broker_actions.Observe(guest.name))
-
     def _hypervise(self, broker: BrokerMachine, guest: SimGuest) -> None:
         """Carry out what is asked of a VM and tell the broker."""
+        guest.skip_old_observations()
         while guest.commands and self.now >= guest.hung_until:
-            action = guest.commands.popleft()
-            state = self._carry_out(guest, action)
-            if isinstance(state, HypervisorError):
-                unknown = isinstance(state, OutcomeUnknown)
-                broker.on_vm_failed(guest.name, action, str(state), unknown, self.broker_now)
+            action, answer = guest.carry_out(self.watch)
+            if isinstance(answer, HypervisorError):
+                unknown = isinstance(answer, OutcomeUnknown)
+                broker.on_vm_failed(guest.name, action, str(answer), unknown, self.broker_now)
                 self._news = True
-            elif state is not None:
+            elif answer is not None:
                 known = broker.guests[guest.name]
                 self.watch.on_observed(guest)
-                if known.vm != state or not known.vm_fresh:
-                    broker.on_vm_state(guest.name, state, self.broker_now)
+                if known.vm != answer or not known.vm_fresh:
+                    broker.on_vm_state(guest.name, answer, self.broker_now)
                     self._news = True
-
-    def _carry_out(self, guest: SimGuest, action: broker_actions.HypervisorAction) -> VmState | HypervisorError | None:
-        try:
-            match action:
-                case broker_actions.Observe():
-                    state = _finish(guest.vm.observe())
-                    assert isinstance(state, VmState)
-                    return state
-                case broker_actions.RequestVcpus():
-                    _finish(guest.vm.request_vcpus(action.count))
-                case broker_actions.RequestCpuQuota():
-                    _finish(guest.vm.request_cpu_quota(action.millicores))
-                case broker_actions.RequestMemory():
-                    _finish(guest.vm.request_memory(action.amount_bytes))
-                case broker_actions.SettleMemory():
-                    _finish(guest.vm.settle_memory())
-        except HypervisorError as error:
-            return error
-        finally:
-            self.watch.on_carried_out(guest, action)
-        return None
 
     def _note(self, name: str, text: str) -> None:
         self.trace.append(f"{self.now - 1000:7.2f} {name} {text}")

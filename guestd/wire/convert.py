@@ -350,7 +350,8 @@ def broker_message_from_wire(response: guest_pb2.NegotiateResponse) -> BrokerMes
 
 def clean(text: str, most: int) -> str:
     """A peer's text made fit for logs and terminals: no control characters, at most `most` characters."""
-    return "".join(char if char.isprintable() else "�" for char in text[:most])
+    text = text[:most]
+    return text if text.isprintable() else "".join(char if char.isprintable() else "�" for char in text)
 
 
 def resources_to_wire(resources: Resources) -> common_pb2.Resources:
@@ -359,10 +360,11 @@ def resources_to_wire(resources: Resources) -> common_pb2.Resources:
 
 def resources_from_wire(name: str, resources: common_pb2.Resources) -> Resources:
     """:raise ProtocolError: When an amount is beyond any machine."""
-    return Resources(
-        _within(f"{name}.cpu_millicores", resources.cpu_millicores, MAX_CPU_MILLICORES),
-        _within(f"{name}.memory_bytes", resources.memory_bytes, MAX_MEMORY_BYTES),
-    )
+    cpu, memory = resources.cpu_millicores, resources.memory_bytes
+    if cpu > MAX_CPU_MILLICORES or memory > MAX_MEMORY_BYTES:
+        _within(f"{name}.cpu_millicores", cpu, MAX_CPU_MILLICORES)
+        _within(f"{name}.memory_bytes", memory, MAX_MEMORY_BYTES)
+    return Resources(cpu, memory)
 
 
 def limits_to_wire(limits: Limits) -> common_pb2.Limits:

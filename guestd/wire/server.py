@@ -58,6 +58,7 @@ GUEST_SERVER_OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # gRPC's default is 5 minutes
     ("grpc.http2.max_ping_strikes", 5),
+    ("grpc.http2.bdp_probe", 0),  # a ping for each message, to find a window that short messages never fill
     ("grpc.so_reuseport", 0),
 )
 LOCAL_SERVER_OPTIONS = (("grpc.max_receive_message_length", convert.MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0))

@@ -116,6 +116,9 @@ class Pool:
     def __len__(self) -> int:
         return len(self._names)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._row
+
     def put(self, name: str, claim: Claim) -> None:
         """Add a claim or change it; an equal one changes nothing.
 

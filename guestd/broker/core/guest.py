@@ -126,9 +126,10 @@ class GuestState:
             return "guest runs with --dry-run"
         return None
 
-    def claim(self, kind: Kind, now: float, stale_seconds: float) -> Claim:
+    def claim(self, kind: Kind, now: float, stale_seconds: float, plenty: bool = False) -> Claim:
         """What the guest is to compete for. One about which nothing may be decided claims what it has, one that
-        would not give something back claims that until it is asked again.
+        would not give something back claims that until it is asked again; while there is plenty also what it
+        is likely to need again soon.
         """
         low, high = self.bounds(kind)
         weight = self.limits.weight.get(kind)
@@ -144,6 +145,8 @@ class GuestState:
             needed = round_up(needed, MILLICORES_PER_VCPU)
         if not self.can(kind):
             needed = min(needed, track.reserved)
+        if plenty:
+            needed = max(needed, min(track.expected, track.reserved))
         if now < track.shrink_after:
             low = max(low, min(track.kept, track.reserved))
         return Claim(low, max(low, high), needed, weight, self.unit(kind), used, self.burst_ceiling(kind))

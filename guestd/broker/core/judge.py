@@ -129,6 +129,11 @@ def explain(guest: GuestState, track: Track, stale_seconds: float, now: float) -
         return Reason("kept", f"{shown}, would not go below {kind.show(track.kept)}")
     if target > high:
         return Reason("burst", f"{shown}, {kind.show(target - high)} of it lent above max {kind.show(high)}")
+    if needed < track.expected and round_up(needed, unit) < target:
+        text = (
+            f"{shown}, keeps {kind.show(target)}: likely to need {kind.show(track.expected)} soon, and there is plenty"
+        )
+        return Reason("expected", text)
     if target >= round_up(needed, unit):
         code = "min" if target == round_up(low, unit) else "demand"
         return Reason(code, shown if code == "demand" else f"{shown}, min is {kind.show(low)}")

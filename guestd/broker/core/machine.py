@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from guestd.broker.core import judge, ledger, lend
 from guestd.broker.core.actions import Action, HypervisorAction, Observe, RequestCpuQuota, RequestVcpus, Send
 from guestd.broker.core.allocate import Pool
+from guestd.broker.core.expect import PLENTY_SHARE, Expectation
 from guestd.broker.core.guest import GuestState
 from guestd.broker.core.resize import Resizer
 from guestd.broker.core.track import Phase, Timing, Track
@@ -59,6 +60,8 @@ class BrokerMachine:
         self._last_session = 0
         self._touched: set[str] = set()  # something happened to them
         self._hungry: dict[Kind, set[str]] = {kind: set() for kind in Kind}  # wait for what is not free yet
+        self._expectations = {kind: Expectation() for kind in Kind}
+        self._plenty = dict.fromkeys(Kind, True)
         self._alarms: list[tuple[float, str]] = []
         self._alarm_of: dict[str, float] = {}
 
@@ -101,8 +104,10 @@ class BrokerMachine:
         self._alarm_of.pop(name, None)
         for kind in Kind:
             self._resizer.books[kind].remove(name)
-            self._pools[kind].remove(name)
+            if name in self._pools[kind]:  # else it came and went between two decisions
+                self._pools[kind].remove(name)
             self._hungry[kind].discard(name)
+            self._expectations[kind].forget(name)
 
     def set_limits(self, name: str, limits: Limits) -> None:
         """New limits, effective with the next actions.
@@ -227,6 +232,8 @@ class BrokerMachine:
             return
         guest.session = 0
         self._touched.add(name)
+        for expectation in self._expectations.values():
+            expectation.note(name, None, self._resizer.now)
         for track in guest.tracks.values():
             if track.phase is Phase.ASKING:
                 track.end()
@@ -238,6 +245,8 @@ class BrokerMachine:
             return
         self._heard(guest, now)
         guest.demand, guest.usable = demand, demand.usable
+        for kind, expectation in self._expectations.items():
+            expectation.note(name, min(demand.needed.get(kind), guest.limits.ceiling(kind)), now)
 
     def on_heartbeat(self, name: str, session: int, heartbeat: Heartbeat, now: float) -> None:
         """A sign of life."""
@@ -274,6 +283,7 @@ class BrokerMachine:
         """What to do now, in this order. Calling again at once returns nothing new."""
         self._resizer.now = now
         self._ring(now)
+        self._expect(now)
         looked_at = sorted(self._touched)
         self._touched.clear()
         for name in looked_at:
@@ -295,7 +305,8 @@ class BrokerMachine:
             return now
         while self._alarms and self._alarm_of.get(self._alarms[0][1]) != self._alarms[0][0]:
             heapq.heappop(self._alarms)
-        return self._alarms[0][0] if self._alarms else None
+        intervals = [one.next_at for one in self._expectations.values() if one.next_at is not None]
+        return min([at for at, _ in self._alarms[:1]] + intervals, default=None)
 
     def _ring(self, now: float) -> None:
         while self._alarms and self._alarms[0][0] <= now:
@@ -303,6 +314,15 @@ class BrokerMachine:
             if self._alarm_of.get(name) == at:
                 del self._alarm_of[name]
                 self._touched.add(name)
+
+    def _expect(self, now: float) -> None:
+        """What guests are likely to need in the next interval, when one is over."""
+        for kind, expectation in self._expectations.items():
+            for name, amount in expectation.step(now).items():
+                track = self.guests[name].tracks[kind]
+                if amount != track.expected and max(amount, track.expected) > track.target:
+                    self._touched.add(name)
+                track.expected = amount
 
     def _set_alarm(self, guest: GuestState, now: float) -> None:
         at = min(judge.alarms(guest, self.timing, self._stale_seconds, now), default=None)
@@ -325,7 +345,7 @@ class BrokerMachine:
             if now - recorded >= self.timing.credit_record_seconds and guest.burst_held(kind):
                 self._resizer.record(guest)
         for kind in Kind:
-            self._pools[kind].put(guest.name, guest.claim(kind, now, self._stale_seconds))
+            self._pools[kind].put(guest.name, guest.claim(kind, now, self._stale_seconds, self._plenty[kind]))
         self._tell_throttled(guest)
 
     def _tell_throttled(self, guest: GuestState) -> None:
@@ -343,8 +363,15 @@ class BrokerMachine:
         host, count, now = self.host, len(self.guests), self._resizer.now
         capacity = host.for_guests(kind, count)
         pool = self._pools[kind]
-        moved = pool.solve(capacity, host.backed(kind, count) if kind is Kind.MEMORY else capacity)
-        concerned = {*looked_at, *moved}
+        backed = host.backed(kind, count) if kind is Kind.MEMORY else capacity
+        concerned = {*looked_at, *pool.solve(capacity, backed)}
+        plenty = not pool.scarce and self.free(kind) * PLENTY_SHARE >= capacity
+        if self._plenty[kind] and not plenty:  # needs alone count now
+            for name, guest in self.guests.items():
+                if guest.tracks[kind].expected:
+                    pool.put(name, guest.claim(kind, now, self._stale_seconds))
+            concerned.update(pool.solve(capacity, backed))
+        self._plenty[kind] = plenty
         for name in sorted(concerned):
             self._decide(self.guests[name], kind, pool.target(name))
         growing = [self.guests[name] for name in self._hungry[kind]]
@@ -376,6 +403,7 @@ class BrokerMachine:
             self._resizer.shrink(guest, track, track.reserved)
         aim = track.amount if track.phase is Phase.PLUGGING else track.reserved
         wants = target > aim or judge.is_asked_in_vain(track)
+        wants = wants and guest.why_fixed(now, stale) is None  # else an event comes first: nobody looks in vain
         wants = wants and not (self._pools[kind].scarce and judge.is_slight(guest, track, target - aim))
         (self._hungry[kind].add if wants else self._hungry[kind].discard)(guest.name)
 

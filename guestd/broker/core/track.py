@@ -90,6 +90,7 @@ class Track:
     sustained: int = 0  # the most that may be held for good, see `GuestState.look_at_bounds`
     reserved: int = 0
     target: int = 0
+    expected: int = 0  # what the guest is likely to need soon, and keeps while there is plenty
     reason: Reason = field(default_factory=lambda: Reason("start", "nothing decided yet"))
     phase: Phase = Phase.IDLE
     amount: int = 0  # where the resize under way leads

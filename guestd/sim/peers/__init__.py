@@ -1,0 +1,1 @@
+"""Other people's ways to decide how much each VM of a host gets, one file each, for the scoreboard."""

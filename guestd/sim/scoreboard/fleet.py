@@ -9,7 +9,7 @@ The law, for every policy alike:
    lacks is *unmet*; it is swapped out, stays wanted, and a policy can see it (`used` above `limit`).
 2. A decision reaches the guest after `REACTION_SECONDS`. Then memory comes at `PLUG_RATE` and goes at `UNPLUG_RATE`; a
    guest never gives what it uses.
-3. Host memory is never overcommitted: what comes waits for what goes, in proportion to what is lacking.
+3. Host memory is never overcommitted: what comes waits for what goes, and shares in proportion to what would come.
 4. All VMs begin with what they need then, and the first `WARM_UP_SECONDS` are not scored.
 
 Weak spots: a build that lacks memory would slow down and want less at once, here use goes on as if nothing lacked;
@@ -41,6 +41,8 @@ UNPLUG_RATE: Final = 512 * MIB
 """Bytes per second that a guest gives back, as in `sim.world`."""
 WARM_UP_SECONDS: Final = 120.0
 STEP_SECONDS: Final = 0.25
+SUMMARY_SECONDS: Final = 60.0
+"""A policy that decides at least so seldom is told the highest use since it last did, others the use of the moment."""
 RESIZE_BYTES: Final = MIB
 """A decision that differs by less is none."""
 _GOLDEN: Final = 0.6180339887498949
@@ -71,9 +73,11 @@ class Fleet:
             from_memory(self._trace(number), f"vm-{number:02}", self.shift(number)) for number in range(self.vms)
         ]  # fmt: skip
 
-    def use(self) -> tuple[Array, Array]:
-        """Memory used and cached, (steps, VMs) bytes each, every `STEP_SECONDS`."""
-        grid = np.arange(0.0, self.seconds, STEP_SECONDS)
+    def use(self, begin: float = 0.0, end: float | None = None) -> tuple[Array, Array]:
+        """Memory used and cached, (steps, VMs) bytes each, every `STEP_SECONDS`; without `end` of the whole run, below
+        0 what was before it.
+        """
+        grid = np.arange(begin, self.seconds if end is None else end, STEP_SECONDS)
         used, cached = np.empty((len(grid), self.vms)), np.empty((len(grid), self.vms))
         for number in range(self.vms):
             trace = self._trace(number)
@@ -150,9 +154,10 @@ def play(policy: Policy, fleet: Fleet, host_bytes: int, used: Array, cached: Arr
     given = np.empty_like(used)
     resizes = 0
     for start in range(0, steps, every):
-        sample = HostSample(
-            Kind.MEMORY, used[start], cached[start], host.held, minimum, maximum, host.capacity, float(GIB)
-        )
+        seen = used[start]
+        if policy.interval_seconds >= SUMMARY_SECONDS:
+            seen = used[max(0, start - every) : start + 1].max(axis=0)
+        sample = HostSample(Kind.MEMORY, seen, cached[start], host.held, minimum, maximum, host.capacity, float(GIB))
         begun = host.ask(sample.bounded(policy.decide(start * STEP_SECONDS, sample)))
         resizes += begun if start >= first else 0
         for step in range(start, min(start + every, steps)):

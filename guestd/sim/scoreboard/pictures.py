@@ -121,12 +121,13 @@ def _liveliest(used: Array, length: int, offset: int) -> tuple[int, int]:
 
 def _points(axes: "Axes", points: Mapping[str, tuple[float, float]]) -> None:
     """A marker and a name for each policy; names move apart where they would lie on each other."""
-    taken: list[tuple[float, float, float]] = []
+    places = {name: axes.transData.transform(point) for name, point in points.items()}
+    taken = [(px - 5.0, py, 10.0) for px, py in places.values()]
     for name, (x, y) in sorted(points.items(), key=lambda entry: (entry[0] != GUESTD, entry[1])):
         mine = name == GUESTD
         colour = BLUE if mine else INK if name == ORACLE else GREY
         axes.plot(x, y, marker="*" if mine else "D" if name == ORACLE else "o", ms=14 if mine else 6, color=colour)
-        px, py = axes.transData.transform((x, y))
+        px, py = places[name]
         width = 6.2 * len(name) * 1.1
         left = px + 9 + width > axes.transAxes.transform((1, 0))[0]
         tx, ty = px + (-9 - width if left else 9), py
@@ -135,7 +136,6 @@ def _points(axes: "Axes", points: Mapping[str, tuple[float, float]]) -> None:
             if all(abs(ty - other_y) > 11 or tx > other_x + w or tx + width < other_x for other_x, other_y, w in taken):
                 break
         taken.append((tx, ty, width))
-        taken.append((px - 5, py, 10))
         axes.annotate(
             name, (x, y), xytext=((tx - px) * 72 / 100, (ty - py) * 72 / 100), textcoords="offset points", va="center",
             fontsize=9, color=colour if mine else INK, fontweight="bold" if mine else "normal",

@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
+from guestd.broker import session as module
+from guestd.broker.failpoint import Failpoint
 from guestd.broker.session import MESSAGES_BURST, MESSAGES_PER_SECOND, Session
 from guestd.model.errors import FloodError, SupersededError
-from guestd.model.messages import Grant, Heartbeat, OrderId, Reason, Reclaim, ReclaimStage, Welcome
+from guestd.model.messages import Grant, Heartbeat, OrderId, Reason, Reclaim, ReclaimStage, Throttle, Welcome
 from guestd.model.resources import Kind, Resources
 
 WELCOME = Welcome(1, "a", 1, 10.0, Resources(), Resources())
@@ -33,8 +35,9 @@ async def test_the_newest_of_each_sort_waits_in_the_order_of_its_coming() -> Non
         session.put(grant(Kind.CPU, amount))
         session.put(grant(Kind.MEMORY, amount))
         session.put(Heartbeat())
+        session.put(Throttle(1000, amount))
     session.put(reclaim)
-    assert await taken(session, 4) == [WELCOME, grant(Kind.CPU, 999), Heartbeat(), reclaim]
+    assert await taken(session, 5) == [WELCOME, grant(Kind.CPU, 999), Heartbeat(), Throttle(1000, 999), reclaim]
     with pytest.raises(TimeoutError):
         await taken(session, 1)
     session.put(Heartbeat())
@@ -85,3 +88,17 @@ def test_silence_is_saved_up_to_the_burst_only() -> None:
         session.count(1e6)
     with pytest.raises(FloodError):
         session.count(1e6)
+
+
+async def test_an_order_counts_as_answered_when_the_next_message_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the service has written it to the stream."""
+    reached: list[Failpoint] = []
+    monkeypatch.setattr(module, "reach", reached.append)
+    session = Session(WELCOME, 0.0)
+    session.put(Heartbeat())
+    session.put(grant(Kind.CPU, 1))
+    await taken(session, 3)
+    assert reached == []
+    session.put(Heartbeat())
+    await taken(session, 1)
+    assert reached == [Failpoint.ANSWERED]
