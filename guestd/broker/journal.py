@@ -8,7 +8,8 @@ hypervisor has spoken) with its burst credit, and what operators set by calls: g
 3. After a write failed nothing more is written until everything that was committed before is in the main file
    and synced, the write-ahead log is gone (with whatever the failed commit left in it, which the page
    cache may show and the disk may not have), and the file was opened and checked anew. A kernel reports a failed
-   sync once and then calls the pages clean: a second sync of the same log would prove nothing.
+   sync once and then calls the pages clean: a second sync of the same log would prove nothing. On a full disk
+   this alone makes room, unless the main file has to grow.
 
 Weak spot: when the broker dies between a failed commit and that clean-up, the next one may find the commit done. It
 held an upper bound, or a call that was answered with an error: both are safe to find.

@@ -35,6 +35,7 @@ class VmWorker:
         self._vm, self._on_state, self._on_failed, self._name = vm, on_state, on_failed, name
         self._queue: asyncio.Queue[HypervisorAction] = asyncio.Queue()
         self._observing = False
+        self._waiting = 0  # requests in the queue
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -48,6 +49,7 @@ class VmWorker:
             self.observe()
         else:
             self._queue.put_nowait(action)
+            self._waiting += 1
             self._observing = False  # what follows a request must be asked after it
             self.observe()
 
@@ -74,10 +76,13 @@ class VmWorker:
                     await asyncio.sleep(_RETRY_SECONDS)
 
     async def _perform(self, action: HypervisorAction) -> None:
+        self._waiting -= not isinstance(action, Observe)
         match action:
             case Observe():
                 self._observing = False
                 state = await self._vm.observe()
+                if self._waiting:
+                    return  # a state from before a request says nothing of it; its own observation follows
                 self._on_state(state)
                 if state.status is VmStatus.UNREACHABLE:
                     await asyncio.sleep(0)

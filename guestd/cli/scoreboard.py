@@ -77,12 +77,10 @@ def _say_policy(fleet: str, policy: str) -> None:
 
 def _slow(root: Path) -> "SlowScores":
     """Regime (a) on what there is."""
-    from guestd.sim.scoreboard import report, slow
+    from guestd.sim.scoreboard import slow
 
-    if not (root / "planetlab").is_dir() and not (root / "google2011").is_dir():
-        return {}
     _say("(a) 5-minute traces")
-    return report.slow_scores(slow.run(slow.read(root)))
+    return slow.compare(root)
 
 
 def _fast(root: Path) -> "dict[str, tuple[Fleet, Sequence[Result]]]":

@@ -72,7 +72,7 @@ def from_memory(trace: MemoryTrace, name: str, shift_seconds: float = 0.0) -> Pr
         gap = length - turned[-1] + turned[0]
         first = before + (after - before) * (length - turned[-1]) / gap
         turned, values = np.insert(turned, 0, 0.0), np.insert(values, 0, first)
-    points = np.append(turned, length).astype(np.float64)
+    points: Array = np.array([*turned, length], np.float64)
     return Profile(name, points, np.full(len(points), IDLE_TASKS), np.append(values, values[:1]))
 
 

@@ -1,7 +1,8 @@
 """Profiles from trace files: which VMs there are in them, and how many are wanted.
 
 A file is known by its first line: the header of a memory trace, or numbers. Numbers are percent of one VM: of its
-memory where the file is called ``mem…``, else of its CPUs. ``cpu.csv.gz`` and ``mem.csv.gz`` of one folder are the same VMs.
+memory where the file is called ``mem…``, else of its CPUs. ``cpu.csv.gz`` and ``mem.csv.gz`` of one folder are the same
+VMs.
 """
 
 import gzip

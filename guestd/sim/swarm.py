@@ -55,6 +55,7 @@ _REASONS = (Reason("swarm", "the load generator wants it"),)
 _FLOOR = Resources(1000, 256 * MIB)
 _BLOCK_BYTES = 128 * MIB
 _AGAIN_SECONDS = 0.2
+_LOOK_SECONDS = 0.05
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
@@ -225,13 +226,11 @@ class Swarm:
         minimum. Returns when that was, and how many are missing after `seconds`.
         """
         end = time.monotonic() + seconds
-        missing = len(self.guests)
-        while time.monotonic() < end:
-            missing = sum(1 for guest in self.guests if not _is_settled(guest, epoch))
-            if not missing:
-                break
-            await asyncio.sleep(0.02)
-        return time.monotonic(), missing
+        missing = self.guests
+        while missing and time.monotonic() < end:
+            await asyncio.sleep(_LOOK_SECONDS)
+            missing = [guest for guest in missing if not _is_settled(guest, epoch)]
+        return time.monotonic(), len(missing)
 
     async def steady(self, seconds: float, period_seconds: float, seed: int) -> Waits:
         """Change every guest's demand once a period, at a phase of its own; up and down in turns."""

@@ -23,6 +23,7 @@ _OPTIONS = (
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.http2.bdp_probe", 0),  # else each message costs a ping too
 )
 
 if TYPE_CHECKING:

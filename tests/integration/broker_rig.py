@@ -79,7 +79,7 @@ def guest_table(root: Path, name: str, *, cpus: tuple[int, int] = (1, 4), weight
 def host_table(root: Path, cpus: int = 8, memory: str = "8GiB") -> str:
     """The host's and the broker's part of broker.toml."""
     return (
-        f'[host]\ncpus = {cpus}\nmemory = "{memory}"\n'
+        f'[host]\ncpus = {cpus}\nmemory = "{memory}"\ncpu_bandwidth = "off"\n'
         f'[broker]\nstate_dir = "{root}/state"\nrun_dir = "{root}/run"\nheartbeat_seconds = 1\n'
     )
 

@@ -7,11 +7,12 @@ A group may use `quota` of CPU time in each `period`, all its threads together; 
 from collections import deque
 from dataclasses import dataclass
 
-PERIOD_US = 100_000
-"""The kernel's default. Shorter ones cost more interrupts, longer ones let a bound guest stand still for longer."""
+PERIODS_US = (20_000, 100_000, 1_000_000)
+"""The shortest that the kernel takes for a quota is used. Shorter ones cost more interrupts; in longer ones a bound
+guest stands still for longer, and so does QEMU where a vCPU is stopped while it holds QEMU's global lock.
+"""
 
 _LEAST_QUOTA_US = 1_000
-_LONGEST_PERIOD_US = 1_000_000
 _WINDOW_SECONDS = 1.0
 _LEAST_APART_SECONDS = 0.05  # of looks that are remembered, which bounds their number
 _STEP_PERMILLE = 10
@@ -31,13 +32,13 @@ class Quota:
 
 
 def quota_of(millicores: int) -> Quota:
-    """The bound for so many millicores, exactly; the default period wherever the kernel takes it.
+    """The bound for so many millicores, exactly.
 
     :raise ValueError: When it is less than 1 millicore, which the kernel cannot do.
     """
     if millicores < 1:
         raise ValueError(f"{millicores} millicores: a bound is a whole number from 1 up")
-    period = PERIOD_US if PERIOD_US * millicores >= 1000 * _LEAST_QUOTA_US else _LONGEST_PERIOD_US
+    period = next(period for period in PERIODS_US if period * millicores >= 1000 * _LEAST_QUOTA_US)
     return Quota(period * millicores // 1000, period)
 
 

@@ -219,7 +219,7 @@ class _Law:
     def _improve(self, features: Array, used: Array, forget: float) -> None:
         """Rule 3: Newton steps on the smoothed loss. Its gradient is (chance of falling short - risk) x feature."""
         width = _SMOOTHING * features[:, _CHANGE] + 0.003 * features[:, _LARGEST]
-        width += 1e-9 * (1.0 + used.mean())
+        width += 1e-9 * used.mean() + 1e-30  # where a guest is idle
 
         def loss(weights: Array) -> float:
             left = (features @ weights - used) / width

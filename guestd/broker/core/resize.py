@@ -98,9 +98,13 @@ class Resizer:
         if self.now < track.deadline:
             return
         stage = _NEXT_STAGE.get(track.stage)
+        amount = max(track.amount, guest.least(track.kind))
+        if amount >= track.reserved > track.amount:
+            self.finish(guest, track, f"not asking any more: it needs {track.kind.show(amount)} by now")
+            return
         if track.kind is Kind.CPU and guest.bounded and stage is not ReclaimStage.URGE:
             self.log(guest, track.kind, "no answer to a reclaim: taking CPU time by quota")
-            self.force(guest, track, track.amount)
+            self.force(guest, track, amount)
         elif stage is None:
             track.counters.overdue += not track.overdue
             track.overdue = True
@@ -108,7 +112,7 @@ class Resizer:
             track.set_back(self.now, self.timing)
             self.finish(guest, track, "no answer to a reclaim, overdue")
         else:
-            self.ask(guest, track, track.amount, stage)
+            self.ask(guest, track, amount, stage)
 
     def _follow_unplugging(self, guest: GuestState, track: Track, vm: VmState) -> None:
         held = vm.held(track.kind)
@@ -159,7 +163,7 @@ class Resizer:
     def _settle(self, guest: GuestState, track: Track, text: str) -> None:
         if track.kind is Kind.MEMORY:
             self.out.append(SettleMemory(guest.name))
-            guest.vm_fresh = False
+        guest.vm_fresh = False  # a request may still wait at the hypervisor: its word after that counts
         self.out.append(Observe(guest.name))
         self.finish(guest, track, f"ended short of {track.kind.show(track.amount)}: {text}")
 

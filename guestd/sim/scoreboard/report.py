@@ -4,7 +4,7 @@ Baselines and aims are the project's own, for the traces that it was tuned on; s
 layout have other baselines: the verdicts compare with Autopilot-like *as measured on the same files*.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +13,6 @@ from guestd.model.units import GIB
 from guestd.sim.scoreboard import fast as fast_regime
 from guestd.sim.scoreboard.fast import GUESTD, HOST_BYTES, PRECISION_BYTES, UNMET_SHARE, Result
 from guestd.sim.scoreboard.fleet import KERNEL_BYTES, PLUG_RATE, REACTION_SECONDS, UNPLUG_RATE, Fleet
-from guestd.sim.scoreboard.slow import Row
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,15 +36,15 @@ SlowScores = Mapping[str, Mapping[str, SlowScore]]
 """Scores by data set and policy."""
 
 BASELINES: Final[Mapping[str, Mapping[str, SlowScore]]] = {
-    "planetlab": {
+    "planetlab cpu": {
         AUTOPILOT: SlowScore(0.574, 0.048, 0.032),
         "static p95": SlowScore(0.518, 0.041, 0.030),
         "static peak": SlowScore(0.76, 0.0, 0.0),
     },
-    "google-cpu": {"static peak": SlowScore(0.337, 0.0, 0.0), AUTOPILOT: SlowScore(0.19, 0.009, 0.001)},
-    "google-mem": {"static peak": SlowScore(0.145, 0.0, 0.0), AUTOPILOT: SlowScore(0.12, 0.003, 0.001)},
+    "google cpu": {"static peak": SlowScore(0.337, 0.0, 0.0), AUTOPILOT: SlowScore(0.19, 0.009, 0.001)},
+    "google memory": {"static peak": SlowScore(0.145, 0.0, 0.0), AUTOPILOT: SlowScore(0.12, 0.003, 0.001)},
 }
-AIMS: Final[Mapping[str, float]] = {"planetlab": 0.40, "google-cpu": 0.14, "google-mem": 0.09}
+AIMS: Final[Mapping[str, float]] = {"planetlab cpu": 0.40, "google cpu": 0.14, "google memory": 0.09}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +55,6 @@ class Verdict:
     what: str
     reached: bool
     numbers: str
-
-
-def slow_scores(rows: Iterable[Row]) -> SlowScores:
-    """The scores of each data set; of several days the mean."""
-    found: dict[str, dict[str, SlowScore]] = {}
-    for row in rows:
-        if not row.day:
-            found.setdefault(row.data, {})[row.policy] = SlowScore(row.slack, row.violating, row.unmet, row.native)
-    return found
 
 
 def verdicts(slow: SlowScores) -> Iterator[Verdict]:

@@ -119,8 +119,8 @@ def compare(root: Path) -> dict[str, dict[str, SlowScore]]:
     scores: dict[str, dict[str, SlowScore]] = {}
     for row in run(read(root)):
         if not row.day:
-            scores.setdefault(row.data, {})[row.policy] = SlowScore(row.slack, row.violating, row.unmet)
-    return dict(sorted(scores.items(), reverse=True))
+            scores.setdefault(row.data, {})[row.policy] = SlowScore(row.slack, row.violating, row.unmet, row.native)
+    return scores
 
 
 def run(parts: Iterable[Part], entrants: Iterable[Entrant] = ENTRANTS) -> list[Row]:

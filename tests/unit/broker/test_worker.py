@@ -130,3 +130,27 @@ async def test_closing_leaves_the_vm_alone(rig: Rig) -> None:
 def test_only_a_lost_answer_is_unknown() -> None:
     assert is_unknown(OutcomeUnknown(""))
     assert not is_unknown(HypervisorUnreachable(""))
+
+
+async def test_a_state_from_before_a_request_is_not_told() -> None:
+    told: list[VmState] = []
+    gate = asyncio.Event()
+
+    class Slow(FakeVm):
+        async def observe(self) -> VmState:
+            state = await super().observe()
+            await gate.wait()
+            return state
+
+    vm = Slow()
+    worker = VmWorker(vm, told.append, lambda action, error: None, "vm")
+    await worker.start()
+    try:
+        await asyncio.sleep(0.01)
+        worker.submit(RequestVcpus("vm", 2))
+        gate.set()
+        while not told:
+            await asyncio.sleep(0.01)
+        assert [state.vcpus for state in told] == [2]
+    finally:
+        await worker.close()

@@ -19,13 +19,15 @@ def test_the_kernel_takes_every_quota_and_it_means_what_was_asked(millicores: in
 @pytest.mark.parametrize(
     ("millicores", "quota"),
     [
-        (250, Quota(25_000, 100_000)),
+        (250, Quota(5_000, 20_000)),
+        (50, Quota(1_000, 20_000)),
+        (49, Quota(4_900, 100_000)),
         (10, Quota(1_000, 100_000)),
         (9, Quota(9_000, 1_000_000)),
         (1, Quota(1_000, 1_000_000)),
     ],
 )
-def test_periods_are_the_default_down_to_10_millicores(millicores: int, quota: Quota) -> None:
+def test_the_shortest_period_that_the_kernel_takes_is_used(millicores: int, quota: Quota) -> None:
     assert quota_of(millicores) == quota
 
 

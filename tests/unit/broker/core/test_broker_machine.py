@@ -515,7 +515,8 @@ def test_a_pause_ends_an_unplug_under_way_where_it_stands() -> None:
     one.machine.pause("a", True)
     actions = one.is_now(vm(3))  # the one vCPU that was on its way
     assert of(RequestVcpus, actions) == []
-    assert [grant.amount for grant in sent(actions)] == [3000]
+    assert of(Observe, actions), "a request may still be on its way"
+    assert [grant.amount for grant in sent(one.is_now(vm(3)))] == [3000]
     assert (one.reserved.cpu_millicores, one.track().counters.partials) == (3000, 1)
     assert of(RequestVcpus, one.step(TIMING.unplug_repeat_seconds + 1)) == []
 
@@ -715,3 +716,24 @@ def test_the_same_events_give_the_same_actions() -> None:
         return actions + one.demand(cpu=1000, memory=BOOT) + one.step(5) + one.step(5) + one.step(10)
 
     assert story() == story()
+
+
+def test_an_urged_reclaim_asks_for_no_more_than_the_freshest_report_can_give() -> None:
+    one = One().grown(1, 2 * GIB)
+    assert reclaim(one.demand(memory=BOOT)).amount == BOOT
+    assert sent(one.demand(memory=BOOT, floor=GIB)) == []
+    assert reclaim(one.step(TIMING.ask_seconds + 0.1)).amount == GIB
+    one.demand(memory=BOOT, floor=2 * GIB)
+    actions = one.step(TIMING.urge_seconds + 0.1)
+    assert [type(message) for message in sent(actions)] == [Grant], "it needs all of it by now"
+    assert one.track(Kind.MEMORY).phase is Phase.IDLE
+
+
+def test_what_ended_short_is_not_released_before_the_hypervisor_was_asked_again() -> None:
+    one = One()
+    one.demand(cpu=4000)
+    one.step(TIMING.plug_progress_seconds + 0.1)
+    assert one.track().phase is Phase.IDLE
+    assert one.reserved.cpu_millicores == 4000, "the request may still wait at the hypervisor"
+    one.is_now(vm(1))
+    assert one.reserved.cpu_millicores == 1000
