@@ -163,6 +163,9 @@ demo: setup-vm  ## a real VM that grows and shrinks with its load
 bench: setup-vm  ## reaction times and footprint, into build/bench
 	$(PYTHON) -m guestd.cli.main bench
 
+bench-broker: setup  ## the broker with thousands of guests, into build/bench
+	$(PYTHON) -m guestd.cli.main bench-broker
+
 # Load traces are no part of the project: TRACES= names a folder of them.
 TRACES ?= $(wildcard ../shared/traces)
 scoreboard: setup  ## TRACES=DIR: guestd against its peers on load traces, into build/scoreboard

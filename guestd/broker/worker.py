@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable
 
 from guestd.broker.core.actions import (
@@ -17,8 +18,9 @@ from guestd.broker.hypervisor.base import Vm
 from guestd.model.errors import HypervisorError, OutcomeUnknown
 from guestd.model.vm import VmState, VmStatus
 
+_log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
-_WATCH_SECONDS = 5.0
+_WATCH_SECONDS = 15.0
 """An observation even if no event came: a lost event only delays."""
 
 
@@ -74,6 +76,10 @@ class VmWorker:
                 self._on_failed(action, error)
                 if isinstance(action, Observe):
                     await asyncio.sleep(_RETRY_SECONDS)
+            except Exception as error:  # a defect of a driver's must not leave the VM without a worker
+                _log.exception("%s: %s failed in a way that nobody foresaw", self._name, type(action).__name__)
+                self._on_failed(action, OutcomeUnknown(f"{type(error).__name__}: {error}"))
+                await asyncio.sleep(_RETRY_SECONDS)
 
     async def _perform(self, action: HypervisorAction) -> None:
         self._waiting -= not isinstance(action, Observe)

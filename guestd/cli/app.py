@@ -233,6 +233,21 @@ def bench(
     raise typer.Exit(run_bench(rounds=rounds, idle_seconds=idle_seconds, accel=accel, out_dir=out))
 
 
+@app.command("bench-broker")
+def bench_broker(
+    guests: Annotated[
+        list[int] | None, typer.Option(min=1, help="Other numbers of guests than 1000 and 5000.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where broker.json is written.", metavar="DIR")] = Path("build/bench"),
+) -> None:
+    """Measures the broker with thousands of simulated guests."""
+    try:
+        from guestd.cli.bench.broker import SIZES, run_broker_bench
+    except ModuleNotFoundError as error:
+        _exit_lab_missing("bench-broker", error)
+    raise typer.Exit(run_broker_bench(sizes=tuple(guests) if guests else SIZES, out_dir=out))
+
+
 app.command()(simulate)
 app.command()(scoreboard)
 

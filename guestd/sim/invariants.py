@@ -164,7 +164,8 @@ def credit_is_spent(world: "World", broker: BrokerMachine, actions: Actions) -> 
     for name, state, kind, track in _tracks(broker):
         line = world.watch.seen[name].lines[kind]
         bucket = track.lend.bucket if track.lend is not None else None
-        if bucket is None or line.credit is None or state.limits is not line.limits:
+        same = state.limits is line.limits and line.sustained in (None, state.sustained(kind))
+        if bucket is None or line.credit is None or not same:
             continue
         if bucket.at_microseconds == line.bucket_at:  # not looked at
             continue

@@ -44,6 +44,7 @@ class Line:
     burst: int = 0  # what was held above the maximum
     flowed_at: float = 0.0  # when the credit last moved, in the broker's clock
     limits: Limits | None = None
+    sustained: int | None = None  # the most that could be held for good
     counted: dict[str, int] = field(default_factory=dict)
 
 
@@ -217,10 +218,10 @@ class Watch:
 
     def _remember_credit(self, line: Line, state: GuestState, track: Track) -> None:
         bucket, burst = track.lend.bucket if track.lend else None, state.burst_held(track.kind)
-        if bucket is None or bucket.at_microseconds != line.bucket_at or burst != line.burst:
+        if bucket is None or bucket.at_microseconds != line.bucket_at:
             line.flowed_at = self.world.broker_now
         line.credit, line.bucket_at = (bucket.credit_microseconds, bucket.at_microseconds) if bucket else (None, 0)
-        line.burst, line.limits = burst, state.limits
+        line.burst, line.limits, line.sustained = burst, state.limits, state.sustained(track.kind)
 
     def _count(self, line: Line, track: Track) -> None:
         for name, word in _COUNTED.items():

@@ -90,24 +90,25 @@ class _Listener:
     async def _join(self, connection: socket.socket) -> None:
         try:
             found = await self._connect(connection)
-            if found is None:
-                connection.close()
-                return
-            other, release = found
-
-            def closed() -> None:
-                self._splices.discard(splice)
-                release()
-
-            splice = Splice(closed)
-            self._splices.add(splice)
-            await splice.join(connection, other)
         except (OSError, GuestdError) as error:
             _log.debug("a connection ended: %s", error)
             connection.close()
         except asyncio.CancelledError:
             connection.close()
             raise
+        else:
+            if found is None:
+                connection.close()
+            else:
+                self._splice(connection, *found)
+
+    def _splice(self, connection: socket.socket, other: socket.socket, release: Callable[[], None]) -> None:
+        def closed() -> None:
+            self._splices.discard(splice)
+            release()
+
+        splice = Splice(connection, other, closed)
+        self._splices.add(splice)
 
     async def close(self) -> None:
         tasks = [self._accepting, *self._joining]
@@ -116,8 +117,7 @@ class _Listener:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._sock.close()
         for splice in list(self._splices):
-            splice.abort()
-        await asyncio.sleep(0)  # asyncio closes a socket in the turn of its loop after the abort
+            splice.close()
 
 
 def unix_listener(path: Path, mode: int = 0o600) -> socket.socket:

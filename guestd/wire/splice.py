@@ -1,9 +1,9 @@
 """Two sockets joined: what comes in at one goes out at the other, until both sides have ended.
 
-No task and no buffer per connection, for there are thousands: bytes are read into one buffer that all share and
-written on at once. What the other side does not take is kept by its transport, and then reading stops until
-it has gone (at most the transport's high-water mark and one read are held). The end of one side is passed on as
-such; an error of one, or the end of both, closes both.
+No task, transport or buffer per connection, for there are thousands: bytes are read into one buffer that all share and
+written on at once. What the other side does not take now is kept, and nothing more is read before it has gone:
+at most one read is held for each direction. The end of one side is passed on as such. An error of one side is the end
+of both, once what is held has gone.
 """
 
 import asyncio
@@ -16,99 +16,109 @@ _buffer = memoryview(bytearray(64 * 1024))
 
 
 class Splice:
-    """Two sockets, once `join` was awaited.
+    """Takes both sockets over and begins; they are closed in the end, whatever happens.
 
-    :param on_closed: called once, when both sockets are closed.
+    :param on_closed: called once, when both are closed.
     """
 
-    __slots__ = ("_ends", "_on_closed", "_open")
+    __slots__ = ("_ends", "_on_closed", "loop")
 
-    def __init__(self, on_closed: Callable[[], None]) -> None:
-        one, other = _End(self), _End(self)
-        one.other, other.other = other, one
-        self._ends = (one, other)
-        self._open, self._on_closed = 0, on_closed
-
-    async def join(self, one: socket.socket, other: socket.socket) -> None:
-        """Take both over; whatever happens, they are closed in the end.
-
-        :raise OSError: When one cannot be used.
-        """
-        loop = asyncio.get_running_loop()
-        self._open = 2
-        for end, sock in zip(self._ends, (one, other), strict=True):
-            try:
-                await loop.connect_accepted_socket(end.itself, sock)
-            except BaseException:
-                self._open = 0
-                self.abort()
-                one.close()
-                other.close()
-                self._on_closed()
-                raise
-
-    def abort(self) -> None:
-        """Close both at once; what was not passed on is lost."""
+    def __init__(self, one: socket.socket, other: socket.socket, on_closed: Callable[[], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._on_closed: Callable[[], None] | None = on_closed
+        self._ends = (_End(self, one), _End(self, other))
+        self._ends[0].other, self._ends[1].other = self._ends[1], self._ends[0]
         for end in self._ends:
-            if end.transport is not None:
-                end.transport.abort()
+            end.sock.setblocking(False)
+            self.loop.add_reader(end.sock, end.read)
 
-    def closed_one(self) -> None:
-        """One of the ends is closed."""
-        self._open -= 1
-        if self._open == 0:
-            self._on_closed()
+    def close(self) -> None:
+        """Close both now; what is held is lost."""
+        on_closed, self._on_closed = self._on_closed, None
+        if on_closed is None:
+            return
+        for end in self._ends:
+            self.loop.remove_reader(end.sock)
+            self.loop.remove_writer(end.sock)
+            end.sock.close()
+        on_closed()
+
+    def close_if_over(self) -> None:
+        """Close when nothing comes any more and nothing is held."""
+        if all(end.ended and not end.held for end in self._ends):
+            self.close()
+
+    def fail(self) -> None:
+        """One side is broken: read no more."""
+        for end in self._ends:
+            end.ended = True
+            self.loop.remove_reader(end.sock)
+        self.close_if_over()
 
 
-class _End(asyncio.BufferedProtocol):
+class _End:
     """One of the two."""
 
-    __slots__ = ("_splice", "ended", "other", "transport")
+    __slots__ = ("_splice", "ended", "held", "other", "sock")
 
     other: "_End"
 
-    def __init__(self, splice: Splice) -> None:
-        self._splice = splice
-        self.transport: asyncio.Transport | None = None
-        self.ended = False  # nothing more comes from here
+    def __init__(self, splice: Splice, sock: socket.socket) -> None:
+        self._splice, self.sock = splice, sock
+        self.held = b""  # to be written here
+        self.ended = False  # nothing more is read from here
 
-    def itself(self) -> "_End":
-        """What asyncio wants for a protocol factory."""
-        return self
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        if self.other.transport is None:
-            transport.pause_reading()  # there is nowhere to write to yet
-        elif self.other.transport.is_closing():
-            transport.abort()
-        else:
-            self.other.transport.resume_reading()
-
-    def get_buffer(self, _: int) -> memoryview:
-        return _buffer
-
-    def buffer_updated(self, count: int) -> None:
-        if self.other.transport is not None:
-            self.other.transport.write(bytes(_buffer[:count]))
-
-    def eof_received(self) -> bool:
+    def read(self) -> None:
+        """There is something to read."""
+        try:
+            count = self.sock.recv_into(_buffer)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._splice.fail()
+            return
+        if count:
+            self.other.write(_buffer[:count])
+            return
         self.ended = True
-        if self.other.transport is not None:
+        self._splice.loop.remove_reader(self.sock)
+        self.other.pass_end_on()
+
+    def write(self, data: memoryview) -> None:
+        """Write, or hold it and have the other side wait."""
+        try:
+            sent = self.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._splice.fail()
+            return
+        if sent < len(data):
+            self.held = bytes(data[sent:])
+            self._splice.loop.add_writer(self.sock, self._write_held)
+            self._splice.loop.remove_reader(self.other.sock)
+
+    def pass_end_on(self) -> None:
+        """The other side says no more."""
+        if not self.held:
             with contextlib.suppress(OSError):
-                self.other.transport.write_eof()
-        return not self.other.ended  # True: stays open for what the other side still says
+                self.sock.shutdown(socket.SHUT_WR)
+            self._splice.close_if_over()
 
-    def pause_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.resume_reading()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if self.other.transport is not None:
-            self.other.transport.close()  # it still writes what it was given
-        self._splice.closed_one()
+    def _write_held(self) -> None:
+        try:
+            self.held = self.held[self.sock.send(self.held) :]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.held = b""
+            self._splice.loop.remove_writer(self.sock)
+            self._splice.fail()
+            return
+        if self.held:
+            return
+        self._splice.loop.remove_writer(self.sock)
+        if self.other.ended:
+            self.pass_end_on()
+        else:
+            self._splice.loop.add_reader(self.other.sock, self.other.read)

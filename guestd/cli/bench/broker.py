@@ -141,7 +141,3 @@ def _below_minimum(lows: dict[str, tuple[int, int]], count: int) -> int:
     low = swarm.MIN
     found = (lows[swarm.guest_name(index)] for index in range(count))
     return sum(1 for vcpus, memory in found if vcpus * 1000 < low.cpu_millicores or memory < low.memory_bytes)
-
-
-if __name__ == "__main__":
-    raise SystemExit(run_broker_bench(out_dir=Path("build/bench")))

@@ -132,8 +132,28 @@ def test_only_a_lost_answer_is_unknown() -> None:
     assert not is_unknown(HypervisorUnreachable(""))
 
 
+async def test_a_defect_of_a_driver_ends_no_worker(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(FakeVm):
+        async def request_vcpus(self, count: int) -> None:
+            raise KeyError("no such thing")
+
+    told: asyncio.Queue[VmState] = asyncio.Queue()
+    failed: asyncio.Queue[HypervisorError] = asyncio.Queue()
+    worker = VmWorker(Broken(), told.put_nowait, lambda action, error: failed.put_nowait(error), "vm")
+    await worker.start()
+    try:
+        worker.submit(RequestVcpus("vm", 2))
+        error = await failed.get()
+        assert is_unknown(error)
+        assert "KeyError" in str(error)
+        assert (await told.get()).status is VmStatus.RUNNING
+        assert "RequestVcpus failed in a way that nobody foresaw" in caplog.text
+    finally:
+        await worker.close()
+
+
 async def test_a_state_from_before_a_request_is_not_told() -> None:
-    told: list[VmState] = []
+    told: asyncio.Queue[VmState] = asyncio.Queue()
     gate = asyncio.Event()
 
     class Slow(FakeVm):
@@ -143,14 +163,12 @@ async def test_a_state_from_before_a_request_is_not_told() -> None:
             return state
 
     vm = Slow()
-    worker = VmWorker(vm, told.append, lambda action, error: None, "vm")
+    worker = VmWorker(vm, told.put_nowait, lambda action, error: None, "vm")
     await worker.start()
     try:
         await asyncio.sleep(0.01)
         worker.submit(RequestVcpus("vm", 2))
         gate.set()
-        while not told:
-            await asyncio.sleep(0.01)
-        assert [state.vcpus for state in told] == [2]
+        assert (await told.get()).vcpus == 2
     finally:
         await worker.close()
