@@ -22,7 +22,7 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mm
 	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
 VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
-.PHONY: help setup setup-vm packages-vm install-guest install-broker proto generate-proto lint types test-fast test demo bench scoreboard clean
+.PHONY: help setup setup-vm packages-vm install-guest install-broker proto generate-proto lint types test-fast test demo bench bench-broker scoreboard clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

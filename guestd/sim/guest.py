@@ -182,6 +182,8 @@ class SimGuest:
     def to_come(self, kind: Kind) -> int:
         """What it may come to hold when all is done that it was asked, in millicores or bytes."""
         promised = self.vm.promised(kind)
+        if self.vm.status is VmStatus.GONE:
+            return promised
         if kind is Kind.MEMORY:
             return max(
                 [promised, *(a.amount_bytes for a in self.commands if isinstance(a, broker_actions.RequestMemory))]
@@ -189,8 +191,8 @@ class SimGuest:
         counts = [a.count for a in self.commands if isinstance(a, broker_actions.RequestVcpus)]
         quotas = [a.millicores for a in self.commands if isinstance(a, broker_actions.RequestCpuQuota)]
         plugged = max([len(self.vm.guest_cpus), *counts]) * MILLICORES_PER_VCPU
-        quota = self.vm.truth().cpu_quota_millicores
-        return max(promised, min(plugged, max([quota, *quotas]) or plugged)) if self.commands else promised
+        quota = max([self.vm.cpu_quota_millicores, *quotas])
+        return max(promised, min(plugged, quota or plugged))
 
     def carry_out(self, watch: "Watch") -> tuple[broker_actions.HypervisorAction, VmState | HypervisorError | None]:
         """The next of what is asked of the hypervisor, and what it answered."""

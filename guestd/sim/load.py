@@ -60,20 +60,11 @@ def from_memory(trace: MemoryTrace, name: str, shift_seconds: float = 0.0) -> Pr
 
     The turn is a straight line of one sample's length.
     """
-    start = trace.time_seconds[0]
-    times, used = trace.time_seconds - start, trace.used_bytes
+    times = trace.time_seconds - trace.time_seconds[0]
     length = float(times[-1] + np.median(np.diff(times)))
-    shift = shift_seconds % length
-    turned = (times - shift) % length
-    order = np.argsort(turned)
-    turned, values = turned[order], used[order]
-    if turned[0] > 0:  # what it is at 0: on the line between its neighbours, round the end
-        before, after = values[-1], values[0]
-        gap = length - turned[-1] + turned[0]
-        first = before + (after - before) * (length - turned[-1]) / gap
-        turned, values = np.insert(turned, 0, 0.0), np.insert(values, 0, first)
-    points: Array = np.array([*turned, length], np.float64)
-    return Profile(name, points, np.full(len(points), IDLE_TASKS), np.append(values, values[:1]))
+    points: Array = np.array(sorted({0.0, length, *((times - shift_seconds) % length).tolist()}), np.float64)
+    values: Array = np.interp(points + shift_seconds, times, trace.used_bytes, period=length)
+    return Profile(name, points, np.full(len(points), IDLE_TASKS), values)
 
 
 def from_percent(name: str, cpu: Array | None, memory: Array | None, vcpus: float, memory_bytes: float) -> Profile:

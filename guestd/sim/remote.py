@@ -415,9 +415,9 @@ class RemoteVm:
         await self._link.call(self._name, method, amount, type(None))
 
 
-def write_specs(path: Path, specs: list[VmSpec]) -> None:
-    """The file for ``--spec``."""
-    path.write_bytes(msgspec.json.encode(specs))
+def encode_specs(specs: list[VmSpec]) -> bytes:
+    """What the file for ``--spec`` is to hold."""
+    return msgspec.json.encode(specs)
 
 
 def main() -> None:

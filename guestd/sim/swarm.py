@@ -132,13 +132,12 @@ class LightGuest:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def toggle(self) -> bool:
-        """Want the other amount; whether the demand before was covered."""
+    def toggle(self) -> bool:
+        """Want the other amount, to be said by `say_demand`; whether the demand before was covered."""
         covered, self._since = self._since is None, time.monotonic()
         self.up = not self.up
         amount = MIN.get(self.kind) + (STEP.get(self.kind) if self.up else 0)
         self.needed = MIN.with_(self.kind, amount)
-        await self.say_demand()
         return covered
 
     async def say_demand(self) -> None:
@@ -248,7 +247,7 @@ class Swarm:
                 if pause > 0:
                     await asyncio.sleep(pause)
                 waits.late.append(max(0.0, time.monotonic() - due))
-                self._spawn(self._toggle(self.guests[index]))
+                self._toggle(self.guests[index])
             lap += period_seconds
         await self._calm()
         waits.missed += sum(guest.waiting for guest in self.guests)
@@ -259,7 +258,7 @@ class Swarm:
         waits = self._waits = Waits()
         self._again = True
         for guest in self.guests[:outstanding]:
-            self._spawn(guest.toggle())
+            self._toggle(guest)
         await asyncio.sleep(seconds)
         self._again = False
         done = len(waits.up) + len(waits.down)
@@ -274,9 +273,10 @@ class Swarm:
                 return
             await asyncio.sleep(0.05)
 
-    async def _toggle(self, guest: LightGuest) -> None:
-        if not await guest.toggle():
+    def _toggle(self, guest: LightGuest) -> None:
+        if not guest.toggle():
             self._waits.missed += 1
+        self._spawn(guest.say_demand())
 
     async def _beat(self) -> None:
         """Heartbeats of those who have long said nothing."""
@@ -290,7 +290,7 @@ class Swarm:
     def _covered(self, guest: LightGuest, waited: float, up: bool) -> None:
         (self._waits.up if up else self._waits.down).append(waited)
         if self._again:
-            self._spawn(guest.toggle())
+            self._toggle(guest)
 
     def _spawn(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)

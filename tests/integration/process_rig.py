@@ -13,7 +13,7 @@ import msgspec
 
 from guestd.broker.core.track import Timing
 from guestd.model.errors import GuestdError
-from guestd.sim.remote import HypervisorLink, VmSpec, write_specs
+from guestd.sim.remote import HypervisorLink, VmSpec, encode_specs
 from guestd.wire.client import BrokerClient
 
 START_SECONDS = 20.0
@@ -68,7 +68,7 @@ class HypervisorProcess(Process):
     def __init__(self, root: Path, specs: Sequence[VmSpec]) -> None:
         super().__init__(root / "hypervisor.log")
         self.socket, self._spec = root / "hypervisor.sock", root / "vms.json"
-        write_specs(self._spec, list(specs))
+        self._spec.write_bytes(encode_specs(list(specs)))
         self.link = HypervisorLink(self.socket)
 
     async def __aenter__(self) -> Self:

@@ -31,7 +31,7 @@ from guestd.sim.world import Fate, Fuse, SimGuest, World
 HAPPENED: Counter[str] = Counter()
 STEPS_PER_EXAMPLE = 100
 
-HOST = HostCapacity(Resources(7000, 5 * GIB), Resources(0, 512 * MIB), Resources(0, 64 * MIB))
+HOST = HostCapacity(Resources(5000, 4 * GIB), Resources(0, 512 * MIB), Resources(0, 64 * MIB))
 TIMING = Timing(budget_resizes=12, burst_least_seconds=5.0)
 PACE = Settings(quick_seconds=0.15)
 NAMES = ("plain", "balloon", "quota")
@@ -63,7 +63,7 @@ OTHERS = (
 )
 HOSTS = (
     HOST,
-    HostCapacity(Resources(5000, 3 * GIB), Resources(0, 256 * MIB)),
+    HostCapacity(Resources(4000, 5 * GIB // 2), Resources(0, 256 * MIB)),
     HostCapacity(Resources(12000, 8 * GIB), physical=Resources(6000, 4 * GIB)),
 )
 
@@ -144,6 +144,14 @@ class WorldUnderFire(RuleBasedStateMachine):
         load.tasks, load.memory_bytes, load.unmovable_bytes = 0.1, 100 * MIB, mebibytes * MIB
         self.run(15.0)
 
+    @rule(name=guests, other=guests)
+    def swap(self, name: str, other: str) -> None:
+        """One begins to work as another goes idle: what it is to get has to come back first."""
+        idle, busy = self.guest(name).load, self.guest(other).load
+        idle.tasks, idle.memory_bytes = 0.1, 100 * MIB
+        busy.tasks, busy.memory_bytes = 4.2, 1300 * MIB
+        self.run(9.0)
+
     # ---- guests that cannot or do not want to ----------------------------------------------------
 
     @rule(name=guests, pinned=st.sampled_from(((), (1,), (2, 3))), seconds=seconds)
@@ -218,6 +226,18 @@ class WorldUnderFire(RuleBasedStateMachine):
             self.guest(name).vm.set_status(status)
             HAPPENED[f"VM {status}"] += 1
         self.run(seconds)
+
+    @rule(names=st.permutations(NAMES))
+    def vanish(self, names: list[str]) -> None:
+        """A VM is gone while another works, and then a third would like what both had."""
+        gone, idle, busy = (self.guest(name) for name in names)
+        gone.vm.set_status(VmStatus.GONE)
+        HAPPENED["VM gone"] += 1
+        idle.load.tasks, idle.load.memory_bytes = 4.2, 1300 * MIB
+        self.run(4.0)
+        idle.load.tasks, idle.load.memory_bytes = 0.1, 100 * MIB
+        busy.load.tasks, busy.load.memory_bytes = 4.2, 1300 * MIB
+        self.run(9.0)
 
     @rule(seconds=seconds)
     def all_run(self, seconds: float) -> None:
@@ -327,14 +347,11 @@ class WorldUnderFire(RuleBasedStateMachine):
             world.pause(name, False)
         self._until(self._at_minimum, "everybody is idle: not at the minimum")
         for name in NAMES:
-            self._set_usual(name)
+            world.set_limits(name, USUAL[name])
         self._until(self._at_minimum, "limits are back: not at the minimum")
         guest = world.guests["plain"]
         guest.load.tasks, guest.load.memory_bytes = 4.2, 900 * MIB
         self._until(self._has_grown, "plain works: it has not got what it needs")
-
-    def _set_usual(self, name: str) -> None:
-        self.world.set_limits(name, USUAL[name])
 
     def _until(self, there: object, what: str) -> None:
         calm = 0

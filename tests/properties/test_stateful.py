@@ -1,4 +1,4 @@
-"""Both cores under fire for 20,000 steps: see `fire`. The run is derandomized: the same code gives the same examples."""
+"""Both cores under fire for 20,000 steps, see `fire`. Derandomized: the same code gives the same examples."""
 
 import pytest
 from fire import HAPPENED, burn, report

@@ -22,7 +22,7 @@ from guestd.broker.core.ledger import Book
 from guestd.broker.core.track import Phase, Timing, Track
 from guestd.model.messages import Ack, AckStatus, Grant, GrantStage, OrderId, Reclaim, ReclaimStage
 from guestd.model.resources import Kind, Resources
-from guestd.model.units import round_up
+from guestd.model.units import MILLICORES_PER_VCPU, round_up
 from guestd.model.vm import VmState, VmStatus
 
 _NEXT_STAGE = {ReclaimStage.ASK: ReclaimStage.URGE, ReclaimStage.URGE: ReclaimStage.OVERDUE}
@@ -203,7 +203,9 @@ class Resizer:
         order, track.stage = track.order, stage
         track.begin(Phase.ASKING, amount, self.now, seconds, track.reserved)
         track.order = order
-        message = Reclaim(order, track.kind, amount, stage, seconds, track.reason)
+        # A guest can only let go of whole vCPUs; what is less is the quota's business.
+        whole = round_up(amount, MILLICORES_PER_VCPU) if track.kind is Kind.CPU else amount
+        message = Reclaim(order, track.kind, whole, stage, seconds, track.reason)
         self.out.append(Send(guest.name, guest.session, message))
 
     def answer(self, guest: GuestState, track: Track, ack: Ack) -> None:

@@ -152,6 +152,11 @@ class FakeVm:
         """Whether its kernel is not there yet after a reset."""
         return self._booting_seconds > 0
 
+    @property
+    def cpu_quota_millicores(self) -> int:
+        """The bound of its CPU time, whoever asks; 0: none."""
+        return self._cpu_quota
+
     def promised(self, kind: Kind) -> int:
         """What the VM may come to hold without another request, in millicores or bytes: what was asked for counts
         before it is there, and whether the hypervisor answers or not.
@@ -161,7 +166,8 @@ class FakeVm:
         if kind is Kind.CPU:
             plugged = len(self._cpus) * MILLICORES_PER_VCPU
             return min(plugged, self._cpu_quota or plugged)
-        ballooned = min(self._ballooned, self._balloon_target)
+        target = self._ballooned if self._requested else self._balloon_target
+        ballooned = min(self._ballooned, target)
         return self.boot_bytes - ballooned + max(self._size, self._requested)
 
     @property

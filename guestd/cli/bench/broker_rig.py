@@ -16,7 +16,7 @@ from typing import Any
 from guestd.model.errors import GuestdError
 from guestd.sim import swarm
 from guestd.sim.broker import SOCKET_NAME
-from guestd.sim.remote import HypervisorLink, VmSpec, write_specs
+from guestd.sim.remote import HypervisorLink, VmSpec, encode_specs
 
 _START_SECONDS = 30.0
 
@@ -50,7 +50,7 @@ class BrokerRig:
         if soft != hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # three descriptors for a guest: inherited
         try:
-            write_specs(self.root / "spec.json", [_spec(index) for index in range(self._vms)])
+            (self.root / "spec.json").write_bytes(encode_specs([_spec(index) for index in range(self._vms)]))
             (self.root / "broker.toml").write_text(_config(self.root, self._vms))
             spec = str(self.root / "spec.json")
             arguments = (str(self.root / "hv.sock"), "--spec", spec)

@@ -86,7 +86,9 @@ class Result:
 
 
 class Clairvoyant:
-    """Knows what each VM will use until a later decision could help, and gives use / 0.9."""
+    """Knows what each VM will use until a later decision could help, and gives use / 0.9; where the host has less, all
+    give the same share of their margins.
+    """
 
     name = "oracle"
     interval_seconds = 1.0
@@ -95,10 +97,13 @@ class Clairvoyant:
         ahead = round((2 * self.interval_seconds + REACTION_SECONDS) / STEP_SECONDS) + 1
         padded = np.concatenate([used, np.repeat(used[-1:], ahead, axis=0)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, ahead, axis=0)
-        self._needed = (windows[: len(used)].max(axis=2) + KERNEL_BYTES) / 0.9
+        self._needed: Array = windows[: len(used)].max(axis=2) + KERNEL_BYTES
 
     def decide(self, now: float, host: HostSample) -> Array:
-        return np.asarray(self._needed[round(now / STEP_SECONDS)])
+        needed: Array = self._needed[round(now / STEP_SECONDS)]
+        margins = host.bounded(needed / 0.9) - needed
+        over = float((needed + margins).sum()) - host.capacity
+        return needed + margins * max(0.0, 1 - max(0.0, over) / float(margins.sum()))
 
 
 def warm_autopilot(fleet: Fleet) -> Autopilot:

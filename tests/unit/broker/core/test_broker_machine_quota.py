@@ -7,7 +7,8 @@ from one_guest import BOOT, LIMITS, TIMING, USABLE, One, of, reclaim, vm
 from guestd.broker.core.actions import Log, Record, RequestCpuQuota, RequestVcpus, Send
 from guestd.broker.core.track import Phase
 from guestd.model.messages import AckStatus, Grant, Reclaim, Throttle
-from guestd.model.resources import Resources
+from guestd.model.resources import Kind, Resources
+from guestd.model.units import GIB
 from guestd.model.vm import VmState
 
 
@@ -119,6 +120,19 @@ def test_a_guest_that_refuses_or_is_silent_loses_the_time_all_the_same() -> None
     silent = Three(park=True)
     assert not of(RequestCpuQuota, silent.step(TIMING.ask_seconds + 0.1)), "urged first"
     assert of(RequestCpuQuota, silent.step(TIMING.urge_seconds + 0.1)) == [RequestCpuQuota("a", 1000)]
+
+
+def test_a_guest_is_asked_for_whole_vcpus() -> None:
+    one = Three(park=True)
+    one.machine.set_limits("a", replace(LIMITS, min=Resources(250, BOOT), max=Resources(1500, GIB)))
+    one.machine.guests["a"].tracks[Kind.CPU].end()
+    one.step()  # its time is taken at once, above its maximum
+    one.is_now(bounded(3, 1500))
+    order = reclaim(one.step(TIMING.cool_down_seconds + 0.1))
+    assert order.amount == 1000
+    one.answer(order, AckStatus.DONE, 1000)
+    one.is_now(bounded(3, 1000))
+    assert one.track().counters.refusals == 0
 
 
 def test_a_quota_that_somebody_changed_is_put_right() -> None:
