@@ -38,6 +38,7 @@ _GATHER_MIN_SECONDS = 0.005
 _GATHER_MAX_SECONDS = 0.020
 _JOURNAL_RETRY_SECONDS = 1.0
 _MANY = 500
+_CALM_SECONDS = 2.0  # without a new stream: while they come, there are better things to do than to tidy up
 
 
 class Engine(Operators):
@@ -64,6 +65,7 @@ class Engine(Operators):
         self._wake = asyncio.Event()
         self._next_round = 0.0  # of the loop's clock: not before, so that what happens meanwhile is decided together
         self._begun = 0  # guests and streams that are new to the garbage collector
+        self._begun_at = 0.0
         self._loop_task: asyncio.Task[None] | None = None
 
     # ---- life ------------------------------------------------------------------------------------
@@ -176,7 +178,8 @@ class Engine(Operators):
                 reach(Failpoint.RECORDED)
             for action in actions:
                 self._perform(action)
-            if self._begun >= max(_MANY, len(self._guests) // 2):
+            many = self._begun >= max(_MANY, len(self._guests) // 2)
+            if many and self._clock() - self._begun_at > _CALM_SECONDS:
                 self._begun = 0
                 _settle_heap()
             ended = loop.time()
@@ -260,7 +263,7 @@ class Engine(Operators):
         if old is not None:
             old[1].end(SupersededError("a newer stream of this VM took over"))
         session = Session(welcome, now)
-        self._begun += 1
+        self._begun, self._begun_at = self._begun + 1, now
         self._sessions[peer.guest] = (number, session)
         self._channels[peer.guest] = peer.channel
         _log.info("%s: guest daemon %s connected (%s)", peer.guest, hello.identity.agent_version, peer.channel)

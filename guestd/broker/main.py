@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -25,6 +26,7 @@ from guestd.wire.relay import IngressRelay, Peers, vsock_listener
 from guestd.wire.server import serve_admin, serve_guests, serve_monitor
 
 _log = logging.getLogger(__name__)
+_COLLECT_AFTER_OBJECTS = 50_000
 
 
 def main() -> None:
@@ -86,6 +88,8 @@ async def run(
     :param make_vm: makes the hypervisor's side of a guest; None: QEMU, with CPU bandwidth as configured.
     :param listen: opens the listener for guests that have a CID.
     """
+    # Thousands of guests make so many objects at once that Python's own threshold of 700 collects all the time.
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 100)
     run_dir = config.run_dir
     run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     guests_dir = _private_directory(run_dir / "guests")

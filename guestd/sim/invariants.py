@@ -263,10 +263,12 @@ def ended(track: Track) -> int:
 
 
 def starts(line: "Line", track: Track, asked: int) -> int:
-    """How many resizes a decision began, as far as one can tell from outside: a grow that goes further is none."""
+    """How many resizes a decision began, as far as one can tell from outside: a grow that goes further is none, nor
+    is asking for less of what was asked for already.
+    """
     grew = track.phase is Phase.PLUGGING and track.reserved > line.reserved
     anew = line.phase in (Phase.IDLE, Phase.ASKING) or ended(track) != line.ended
-    return asked + (grew and anew)
+    return (asked if line.phase is not Phase.ASKING else 0) + (grew and anew)
 
 
 def asked(actions: Actions, name: str, kind: Kind) -> int:
@@ -308,9 +310,10 @@ def cpu_0_is_online(world: "World") -> None:
 
 
 def stored_answer(guest: "SimGuest", seen: "Seen", ack: Ack) -> None:
-    """(13) The same request is answered the same way however often it comes."""
+    """(13, 17) The same request is answered the same way however often it comes, an obsolete one is refused."""
     if ack.refusal is RefusalReason.STALE:
         return
+    assert ack.id not in seen.obsolete, f"(17) {guest.name}: obeys an obsolete order: {ack}, newest {seen.newest}"
     first = seen.answers.setdefault(ack.id, ack)
     assert ack == first, f"(13) {guest.name}: two answers to one request: {first} and {ack}"
 

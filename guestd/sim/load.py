@@ -70,7 +70,7 @@ def from_memory(trace: MemoryTrace, name: str, shift_seconds: float = 0.0) -> Pr
 def from_percent(name: str, cpu: Array | None, memory: Array | None, vcpus: float, memory_bytes: float) -> Profile:
     """A VM of a slow trace; 100 % are `vcpus` and `memory_bytes`. What is None is idle."""
     given = next(row for row in (cpu, memory) if row is not None)
-    times = np.arange(len(given)) * SAMPLE_SECONDS
+    times = np.array([number * SAMPLE_SECONDS for number in range(len(given))])
     tasks = np.full(len(given), IDLE_TASKS) if cpu is None else cpu * vcpus / 100
     used = np.full(len(given), float(LEAST_BYTES)) if memory is None else memory * memory_bytes / 100
     return Profile(name, times, tasks, used)

@@ -3,7 +3,7 @@
 A `LightGuest` is the least that the protocol allows: it says hello, wants another amount when it is told to, and
 answers every order at once and in full. It notes how long a demand waited for the grant that covers it, from before
 the demand is written until after the grant was read: what this process itself is late is in it. Its channel's
-socket is bound to `guest_address` (see `bound`); gRPC connects again by itself, with pauses as the daemon makes.
+socket is bound to `guest_address` (see `bound`); gRPC connects again by itself, after pauses of 1 to 5 s.
 
 For guests with the production daemon see `core_guest`.
 """
@@ -61,7 +61,6 @@ _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.enable_retries", 0),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 5000),  # the time that one attempt has
     ("grpc.max_reconnect_backoff_ms", 5000),
 )

@@ -61,6 +61,7 @@ class Seen:
     inventory: Inventory = field(default_factory=Inventory)
     newest: dict[Kind, Grant | Reclaim] = field(default_factory=dict)
     answers: dict[OrderId, Ack] = field(default_factory=dict)
+    obsolete: set[OrderId] = field(default_factory=set)  # orders that came too late, and were not answered before
     lines: dict[Kind, Line] = field(default_factory=lambda: {kind: Line() for kind in Kind})
 
 
@@ -113,6 +114,7 @@ class Watch:
         seen.epoch, seen.inventory = 0, Inventory()
         seen.newest.clear()
         seen.answers.clear()
+        seen.obsolete.clear()
 
     def on_inventory(self, guest: "SimGuest", inventory: Inventory) -> None:
         """What the daemon was shown last."""
@@ -124,6 +126,8 @@ class Watch:
         newest = seen.newest.get(order.kind)
         if order.id.epoch == seen.epoch and (newest is None or order.id.revision >= newest.id.revision):
             seen.newest[order.kind] = order
+        elif order.id not in seen.answers:
+            seen.obsolete.add(order.id)
 
     def on_op(self, guest: "SimGuest", op: Op) -> None:
         """The daemon has something done to its machine."""

@@ -30,7 +30,7 @@ class Splice:
         self._ends[0].other, self._ends[1].other = self._ends[1], self._ends[0]
         for end in self._ends:
             end.sock.setblocking(False)
-            self.loop.add_reader(end.sock, end.read)
+            self.loop.add_reader(end.fd, end.read)
 
     def close(self) -> None:
         """Close both now; what is held is lost."""
@@ -38,8 +38,8 @@ class Splice:
         if on_closed is None:
             return
         for end in self._ends:
-            self.loop.remove_reader(end.sock)
-            self.loop.remove_writer(end.sock)
+            self.loop.remove_reader(end.fd)
+            self.loop.remove_writer(end.fd)
             end.sock.close()
         on_closed()
 
@@ -52,19 +52,19 @@ class Splice:
         """One side is broken: read no more."""
         for end in self._ends:
             end.ended = True
-            self.loop.remove_reader(end.sock)
+            self.loop.remove_reader(end.fd)
         self.close_if_over()
 
 
 class _End:
     """One of the two."""
 
-    __slots__ = ("_splice", "ended", "held", "other", "sock")
+    __slots__ = ("_splice", "ended", "fd", "held", "other", "sock")
 
     other: "_End"
 
     def __init__(self, splice: Splice, sock: socket.socket) -> None:
-        self._splice, self.sock = splice, sock
+        self._splice, self.sock, self.fd = splice, sock, sock.fileno()
         self.held = b""  # to be written here
         self.ended = False  # nothing more is read from here
 
@@ -81,7 +81,7 @@ class _End:
             self.other.write(_buffer[:count])
             return
         self.ended = True
-        self._splice.loop.remove_reader(self.sock)
+        self._splice.loop.remove_reader(self.fd)
         self.other.pass_end_on()
 
     def write(self, data: memoryview) -> None:
@@ -95,8 +95,8 @@ class _End:
             return
         if sent < len(data):
             self.held = bytes(data[sent:])
-            self._splice.loop.add_writer(self.sock, self._write_held)
-            self._splice.loop.remove_reader(self.other.sock)
+            self._splice.loop.add_writer(self.fd, self._write_held)
+            self._splice.loop.remove_reader(self.other.fd)
 
     def pass_end_on(self) -> None:
         """The other side says no more."""
@@ -112,13 +112,13 @@ class _End:
             return
         except OSError:
             self.held = b""
-            self._splice.loop.remove_writer(self.sock)
+            self._splice.loop.remove_writer(self.fd)
             self._splice.fail()
             return
         if self.held:
             return
-        self._splice.loop.remove_writer(self.sock)
+        self._splice.loop.remove_writer(self.fd)
         if self.other.ended:
             self.pass_end_on()
         else:
-            self._splice.loop.add_reader(self.other.sock, self.other.read)
+            self._splice.loop.add_reader(self.other.fd, self.other.read)

@@ -111,9 +111,10 @@ class WorldUnderFire(RuleBasedStateMachine):
     def guest(self, name: str) -> SimGuest:
         return self.world.guests[name]
 
-    @initialize(seed=st.integers(0, 1 << 16))
-    def begin(self, seed: int) -> None:
+    @initialize(seed=st.integers(0, 1 << 16), weather=st.sampled_from(((0, 0, 0), (10, 50, 50), (50, 200, 300))))
+    def begin(self, seed: int, weather: tuple[int, int, int]) -> None:
         self.dice.seed(seed)
+        self.weather = weather
         self.run(1.0)
 
     # ---- programs --------------------------------------------------------------------------------
@@ -380,7 +381,8 @@ class WorldUnderFire(RuleBasedStateMachine):
                     found.append(
                         f"{name} {kind} holds {held}, reserved {track.reserved}, {track.phase}, target {track.target} "
                         f"({track.reason.text}), needs {state.demand and state.demand.needed}, fixed because "
-                        f"{state.why_fixed(world.broker_now, 30.0)}, shrinks in {wait:.0f} s"
+                        f"{state.why_fixed(world.broker_now, 30.0)}, shrinks in {wait:.0f} s, grows in "
+                        f"{track.grow_after - world.broker_now:.0f} s, overdue {track.overdue}, min {low.get(kind)}"
                     )
         return found
 

@@ -11,7 +11,8 @@ The law:
    auto-movable policy is 301 % (mm/memory_hotplug.c, auto_movable_ratio), and its documentation calls
    up to 3:1 or 4:1 usually fine.
 4. A VM can take only so much memory at once: the memmap of what arrives (1/64 of it) comes out of
-   free *kernel* memory, of which half is left alone.
+   free *kernel* memory, of which half is left alone. One block always: a VM that is full would
+   never get any more else, and what the kernel cannot take virtio-mem offers again.
 """
 
 from collections.abc import Collection
@@ -65,7 +66,8 @@ def acceptable_bytes(inventory: Inventory) -> int:
     """The most memory in all that can be plugged now without starving the kernel (rule 4)."""
     spare = max(0, inventory.kernel_free_bytes // 2)
     offline = sum(1 for block in inventory.blocks if block.state is BlockState.OFFLINE)
-    return inventory.memory_online_bytes + offline * inventory.block_bytes + spare * _MEMMAP_SHARE
+    more = max(spare * _MEMMAP_SHARE, inventory.block_bytes if offline == 0 else 0)
+    return inventory.memory_online_bytes + offline * inventory.block_bytes + more
 
 
 def _index(block: MemoryBlock) -> int:

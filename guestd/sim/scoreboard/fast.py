@@ -91,7 +91,7 @@ class Clairvoyant:
     """
 
     name = "oracle"
-    interval_seconds = 1.0
+    interval_seconds = 0.5
 
     def __init__(self, used: Array) -> None:
         ahead = round((2 * self.interval_seconds + REACTION_SECONDS) / STEP_SECONDS) + 1

@@ -12,8 +12,9 @@ The law, for every policy alike:
 3. Host memory is never overcommitted: what comes waits for what goes, and shares in proportion to what would come.
 4. All VMs begin with what they need then, and the first `WARM_UP_SECONDS` are not scored.
 
-Weak spots: a build that lacks memory would slow down and want less at once, here use goes on as if nothing lacked;
-page cache costs nothing when it is dropped.
+Weak spots: peers are at their best here, every decision is carried out and none refused; a build that lacks memory
+would slow down and want less at once, here use goes on as if nothing lacked; page cache costs nothing when it is
+dropped.
 """
 
 from dataclasses import asdict, dataclass

@@ -25,14 +25,14 @@ def draw_slow(slow: SlowScores, path: Path) -> None:
     """Regime (a): slack against unmet demand, a panel for each data set. Lower left is better."""
     with canvas(4.6 * len(slow), 4.8, columns=len(slow)) as (figure, grid):
         for axes, (name, scores) in zip(grid[0], slow.items(), strict=True):
-            points = {policy: (100 * one.slack, 100 * one.unmet) for policy, one in scores.items()}
+            points = {name: (100 * one.slack, 100 * one.unmet) for name, one in scores.items() if one.native}
             axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
-            axes.set_xlim(0, min(100.0, 1.45 * max(x for x, _ in points.values())))
+            axes.set_xlim(0, min(100.0, 1.75 * max(x for x, _ in points.values())))
             axes.set_yticks([0, 0.05, 0.1, 0.5, 1, 5, 10], ["0", "0.05", "0.1", "0.5", "1", "5", "10"])
-            axes.set_ylim(-0.02, max(1.0, max(y for _, y in points.values()) * 2))
+            axes.set_ylim(-0.03, max(1.0, max(y for _, y in points.values()) * 2))
             if AUTOPILOT in points:
                 x, y = points[AUTOPILOT]
-                axes.fill_between([0, x], -0.02, y, color=SKY, alpha=0.18, lw=0)
+                axes.fill_between([0, x], -0.03, y, color=SKY, alpha=0.18, lw=0)
             if name in AIMS:
                 axes.axvline(100 * AIMS[name], color=BLUE, lw=1, ls=(0, (4, 3)))
                 axes.text(100 * AIMS[name], 0.985, " aim", transform=axes.get_xaxis_transform(), color=BLUE, va="top")
@@ -67,6 +67,7 @@ def draw_vms_per_host(fast: Mapping[str, tuple[Fleet, Sequence[Result]]], path: 
             for label in axes.get_yticklabels():
                 label.set_fontweight("bold" if label.get_text() == GUESTD else "normal")
             axes.set_xlim(0, longest * 1.42)
+            axes.set_ylim(-0.6, len(ordered) - 0.4)
             axes.grid(visible=False, axis="y")
             axes.tick_params(axis="y", length=0)
             axes.set_title(f"{name} ({fleet.vms} VMs)")
@@ -120,24 +121,36 @@ def _liveliest(used: Array, length: int, offset: int) -> tuple[int, int]:
 
 
 def _points(axes: "Axes", points: Mapping[str, tuple[float, float]]) -> None:
-    """A marker and a name for each policy; names move apart where they would lie on each other."""
-    places = {name: axes.transData.transform(point) for name, point in points.items()}
+    """A marker and a name for each policy, one for those at the same place; names move apart where they would lie on
+    each other or beyond the frame.
+    """
+    together: dict[tuple[float, float], list[str]] = {}
+    for name, (x, y) in points.items():
+        together.setdefault((round(x, 2), round(y, 4)), []).append(name)
+    places = {point: axes.transData.transform(point) for point in together}
+    right, top = axes.transAxes.transform((1, 1))
+    _, bottom = axes.transAxes.transform((0, 0))
     taken = [(px - 5.0, py, 10.0) for px, py in places.values()]
-    for name, (x, y) in sorted(points.items(), key=lambda entry: (entry[0] != GUESTD, entry[1])):
-        mine = name == GUESTD
-        colour = BLUE if mine else INK if name == ORACLE else GREY
-        axes.plot(x, y, marker="*" if mine else "D" if name == ORACLE else "o", ms=14 if mine else 6, color=colour)
-        px, py = places[name]
-        width = 6.2 * len(name) * 1.1
-        left = px + 9 + width > axes.transAxes.transform((1, 0))[0]
-        tx, ty = px + (-9 - width if left else 9), py
-        for lift in (0, 13, -13, 26, -26, 39, -39, 52, -52):
-            ty = py + lift
-            if all(abs(ty - other_y) > 11 or tx > other_x + w or tx + width < other_x for other_x, other_y, w in taken):
-                break
+    for point, names in sorted(together.items(), key=lambda entry: (GUESTD not in entry[1], entry[0])):
+        mine, words = GUESTD in names, ", ".join(names)
+        colour = BLUE if mine else INK if ORACLE in names else GREY
+        axes.plot(*point, marker="*" if mine else "D" if ORACLE in names else "o", ms=14 if mine else 6, color=colour)
+        px, py = places[point]
+        width = 6.8 * len(words)
+        tx = px - 9 - width if px + 9 + width > right else px + 9
+        lifts = (0, 13, -13, 26, -26, 39, -39, 52, -52)
+        ty = next((py + lift for lift in lifts if _free(tx, py + lift, width, bottom, top, taken)), py)
         taken.append((tx, ty, width))
         axes.annotate(
-            name, (x, y), xytext=((tx - px) * 72 / 100, (ty - py) * 72 / 100), textcoords="offset points", va="center",
+            words, point, xytext=((tx - px) * 72 / 100, (ty - py) * 72 / 100), textcoords="offset points", va="center",
             fontsize=9, color=colour if mine else INK, fontweight="bold" if mine else "normal",
             arrowprops={"arrowstyle": "-", "color": GREY, "lw": 0.5} if ty != py else None,
         )  # fmt: skip
+
+
+def _free(
+    x: float, y: float, width: float, bottom: float, top: float, taken: Sequence[tuple[float, float, float]]
+) -> bool:
+    """Whether a name has room there: inside the frame, below its head, and on none that is there."""
+    inside = bottom + 6 < y < top - 22
+    return inside and all(abs(y - y0) > 11 or x > x0 + w or x + width < x0 for x0, y0, w in taken)

@@ -99,4 +99,8 @@ def test_memory_is_movable_until_the_kernel_would_starve() -> None:
 def test_what_is_acceptable_is_bounded_by_free_kernel_memory() -> None:
     assert plan.acceptable_bytes(memory(4, 0, free=16 * MIB)) == 4 * BLOCK + 8 * MIB * 64
     assert plan.acceptable_bytes(memory(4, 2, free=0)) == 6 * BLOCK
-    assert plan.acceptable_bytes(memory(4, 0, free=-5)) == 4 * BLOCK
+
+
+def test_a_vm_that_is_full_can_still_take_a_block() -> None:
+    assert plan.acceptable_bytes(memory(4, 0, free=-5)) == 5 * BLOCK
+    assert plan.acceptable_bytes(memory(4, 1, free=0)) == 5 * BLOCK, "one at a time"
