@@ -38,7 +38,7 @@ _GATHER_MIN_SECONDS = 0.005
 _GATHER_MAX_SECONDS = 0.020
 _JOURNAL_RETRY_SECONDS = 1.0
 _MANY = 500
-_CALM_SECONDS = 2.0  # without a new stream: while they come, there are better things to do than to tidy up
+_CALM_SECONDS = 0.5  # without a new stream: while they come, there are better things to do than to tidy up
 
 
 class Engine(Operators):

@@ -108,4 +108,4 @@ def _write(output: Path, slow: "SlowScores", fast: "dict[str, tuple[Fleet, Seque
     if fast:
         pictures.draw_vms_per_host(fast, output / "vms-per-host.svg")
     for name, (fleet, results) in fast.items():
-        pictures.draw_example(fleet, fleet.use()[0], results, _EXAMPLE, output / f"example-{name}.svg")
+        pictures.draw_example(fleet, fleet.use()[0], results, _EXAMPLE, output / f"example-{name}.png")

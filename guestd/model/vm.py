@@ -44,6 +44,7 @@ class VmState:
     cpu_enforced: bool = False  # the host can bound the VM's CPU time
     cpu_quota_millicores: int = 0  # the bound; 0: none was set yet
     cpu_throttled_permille: int = 0  # share of the last second's periods in which the bound was hit
+    memory_ballooned_bytes: int = 0  # of the boot memory; where the balloon is going no hypervisor tells
 
     def held(self, kind: Kind) -> int:
         """What is charged, in millicores or bytes."""

@@ -40,7 +40,6 @@ from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB, MILLICORES_PER_VCPU
 from guestd.sim.bound import BoundTo
 from guestd.sim.broker import SOCKET_NAME, guest_address
-from guestd.sim.core_guest import CoreGuest as CoreGuest
 from guestd.wire import convert
 
 BOOT = Resources(1000, 512 * MIB)

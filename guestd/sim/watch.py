@@ -1,9 +1,9 @@
-"""What a world remembers, so that `invariants` can judge: what was asked of whom, who was heard when, what each
+"""What a world remembers, so that the invariants can be judged: what was asked of whom, who was heard when, what each
 decision found. It watches and never acts.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,32 @@ from guestd.guest.core.ops import Op
 from guestd.model.guest import Inventory
 from guestd.model.messages import Ack, Demand, Grant, GuestMessage, OrderId, Reclaim
 from guestd.model.resources import Kind, Limits
-from guestd.sim import invariants
+from guestd.sim import book_invariants, evidence, guest_invariants
 
 if TYPE_CHECKING:
     from guestd.sim.guest import SimGuest
     from guestd.sim.world import World
 
+Check = Callable[["World", BrokerMachine, evidence.Actions], None]
+STATE_CHECKS: tuple[Callable[["World"], None], ...] = (
+    book_invariants.minimums_fit,
+    book_invariants.book_fits,
+    book_invariants.credit_within_cap,
+    book_invariants.reserved_covers_truth,
+    book_invariants.nothing_is_left_over,
+    guest_invariants.cpu_0_is_online,
+)
+DECISION_CHECKS: tuple[Check, ...] = (
+    book_invariants.records_come_first,
+    book_invariants.grants_fit,
+    book_invariants.grants_keep_to_limits,
+    book_invariants.overdue_gets_nothing,
+    book_invariants.credit_is_spent,
+    book_invariants.grants_tell_the_book,
+    guest_invariants.reclaims_leave_enough,
+    guest_invariants.asks_are_fair,
+    guest_invariants.resizes_within_budget,
+)
 _COUNTED = {"grows": "grow", "shrinks": "shrink", "partials": "partial", "refusals": "refusal",
             "failures": "failure", "overdue": "overdue", "bursts": "burst", "forced": "forced"}  # fmt: skip
 
@@ -42,7 +62,8 @@ class Line:
     credit: int | None = None  # burst credit, resource x microseconds
     bucket_at: int = 0  # up to when it counts
     burst: int = 0  # what was held above the maximum
-    flowed_at: float = 0.0  # when the credit last moved, in the broker's clock
+    flowed_at: float = 0.0  # when the credit last moved: see `Watch.forward`
+    backs: int = 0  # how often the clock had been set back by then
     limits: Limits | None = None
     sustained: int | None = None  # the most that could be held for good
     counted: dict[str, int] = field(default_factory=dict)
@@ -72,7 +93,14 @@ class Watch:
         self.world = world
         self.seen: dict[str, Seen] = {}
         self.excused: set[Kind] = set()  # more is charged than there is, by no decision of the broker
+        self.backs = 0  # how often the broker's clock was set back
+        self._ahead_seconds = 0.0  # how far it was set ahead, in all
         self._before: tuple[object, ...] | None = None
+
+    @property
+    def forward(self) -> float:
+        """The broker's clock, had it never been set back."""
+        return self.world.now + self._ahead_seconds
 
     def add(self, name: str) -> None:
         """A guest is there from now on."""
@@ -90,7 +118,7 @@ class Watch:
         seen = self.seen[guest.name]
         for kind in Kind:
             held = guest.vm.promised(kind)
-            if held > max(seen.held[kind], invariants.amount(action, kind)):
+            if held > max(seen.held[kind], evidence.amount(action, kind)):
                 seen.surprised, seen.told = True, False
                 self.excused.add(kind)
             seen.held[kind] = held
@@ -131,13 +159,13 @@ class Watch:
 
     def on_op(self, guest: "SimGuest", op: Op) -> None:
         """The daemon has something done to its machine."""
-        invariants.cpus_that_must_stay(guest, self.seen[guest.name], op)
-        invariants.newest_order_only(guest, self.seen[guest.name], op)
+        guest_invariants.cpus_that_must_stay(guest, self.seen[guest.name], op)
+        guest_invariants.newest_order_only(guest, self.seen[guest.name], op)
 
     def on_said(self, guest: "SimGuest", message: GuestMessage) -> None:
         """The daemon says something."""
         if isinstance(message, Ack):
-            invariants.stored_answer(guest, self.seen[guest.name], message)
+            guest_invariants.stored_answer(guest, self.seen[guest.name], message)
 
     def before_message(self, guest: "SimGuest", session: int, message: GuestMessage) -> None:
         """A message is about to reach the broker."""
@@ -149,7 +177,7 @@ class Watch:
         old = isinstance(message, Ack) and message.id != state.tracks[message.kind].order
         late = isinstance(message, Demand) and state.demand is not None and message.sequence <= state.demand.sequence
         if not stream or old or late:
-            self._before = invariants.what_is_known(state, stream)
+            self._before = guest_invariants.what_is_known(state, stream)
 
     def after_message(self, guest: "SimGuest", session: int, message: GuestMessage) -> None:
         """It did."""
@@ -160,7 +188,7 @@ class Watch:
         if state.session == session:
             self.on_heard(guest)
         if self._before is not None:
-            after = invariants.what_is_known(state, state.session == session)
+            after = guest_invariants.what_is_known(state, state.session == session)
             assert after == self._before, f"(17) {guest.name}: an obsolete message changed something: {message}"
 
     # ---- the broker ------------------------------------------------------------------------------
@@ -183,26 +211,28 @@ class Watch:
             for kind, line in seen.lines.items():
                 line.reserved = entry.reserved.get(kind) if entry else 0
                 if entry is not None and entry.credit is not None:
-                    line.credit = entry.credit.get(kind) * invariants.MICRO
-                line.flowed_at, line.limits = self.world.broker_now, self.world.limits[name]
-        invariants.recovery_is_idempotent(self.world)
+                    line.credit = entry.credit.get(kind) * book_invariants.MICRO
+                line.flowed_at, line.backs, line.limits = self.forward, self.backs, self.world.limits[name]
+        book_invariants.recovery_is_idempotent(self.world)
 
     def on_clock_step(self, seconds: float) -> None:
         """The broker's clock was set; set back, it has its deadlines so much later."""
+        self.backs += seconds < 0
+        self._ahead_seconds += max(0.0, seconds)
         for seen in self.seen.values():
             for line in seen.lines.values():
                 line.age_seconds += min(0.0, seconds)
 
     def check_actions(self, broker: BrokerMachine, actions: Sequence[broker_actions.Action]) -> None:
         """Judge a decision before anything of it is done, and remember what it left."""
-        for check in invariants.DECISION_CHECKS:
+        for check in DECISION_CHECKS:
             check(self.world, broker, actions)
         for name, state in broker.guests.items():
             seen = self.seen[name]
             for kind, track in state.tracks.items():
                 line = seen.lines[kind]
                 self._count(line, track)
-                self._remember(line, track, invariants.asked(actions, name, kind))
+                self._remember(line, track, evidence.asked(actions, name, kind))
                 self._remember_credit(line, state, track)
 
     def on_done(self, broker: BrokerMachine) -> None:
@@ -214,16 +244,16 @@ class Watch:
 
     def _remember(self, line: Line, track: Track, asked: int) -> None:
         now = self.world.broker_now
-        line.begun.extend([now] * invariants.starts(line, track, asked))
+        line.begun.extend([now] * evidence.starts(line, track, asked))
         if track.counters.grows > line.grows:
             line.grows, line.grown_at = track.counters.grows, now
         line.reserved, line.overdue, line.phase = track.reserved, track.overdue, track.phase
-        line.ended = invariants.ended(track)
+        line.ended = evidence.ended(track)
 
     def _remember_credit(self, line: Line, state: GuestState, track: Track) -> None:
         bucket, burst = track.lend.bucket if track.lend else None, state.burst_held(track.kind)
         if bucket is None or bucket.at_microseconds != line.bucket_at:
-            line.flowed_at = self.world.broker_now
+            line.flowed_at, line.backs = self.forward, self.backs
         line.credit, line.bucket_at = (bucket.credit_microseconds, bucket.at_microseconds) if bucket else (None, 0)
         line.burst, line.limits, line.sustained = burst, state.limits, state.sustained(track.kind)
 
@@ -235,7 +265,7 @@ class Watch:
 
     def check_state(self, seconds: float) -> None:
         """Judge the state that a step left."""
-        for check in invariants.STATE_CHECKS:
+        for check in STATE_CHECKS:
             check(self.world)
         if self.world.broker is not None:
-            invariants.phases_end(self.world, self.world.broker, seconds)
+            guest_invariants.phases_end(self.world, self.world.broker, seconds)

@@ -1,7 +1,7 @@
 """Both production cores in virtual time, on fake hypervisors and fake guest kernels.
 
 Nothing here decides anything: the world moves a clock, lets each VM's programs use what is online, carries
-messages and orders to and fro, and has `invariants` check each decision and each state. The same script gives
+messages and orders to and fro, and has the invariants checked in each decision and each state. The same script gives
 the same trace.
 
 The shells' manners are kept: a core is asked when something happened or its own alarm is due, a VM's requests
@@ -10,7 +10,6 @@ world does beyond them is to break: messages are lost, doubled and late (`fate`)
 actions (`fuse`), every party has a clock of its own that may be set, a hypervisor may hang.
 """
 
-import heapq
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,14 +27,12 @@ from guestd.model.units import MIB, MILLICORES_PER_VCPU
 from guestd.model.vm import VmStatus
 from guestd.sim.guest import LONGEST_JUMP_SECONDS, SimGuest, daemon
 from guestd.sim.kernel import BLOCK_BYTES, GuestKernel, Load
+from guestd.sim.mail import Fate, Letter, Mail
 from guestd.sim.watch import Watch
 
-__all__ = ["BLOCK_BYTES", "Entry", "Fuse", "GuestKernel", "Load", "SimGuest", "World", "limits"]
+__all__ = ["BLOCK_BYTES", "Entry", "Fate", "Fuse", "GuestKernel", "Load", "SimGuest", "World", "limits"]
 
 STEP_SECONDS = 0.05
-
-Fate = tuple[float, ...]
-"""What becomes of a message: the delay of each copy that arrives, in seconds. Empty: it is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class World:
     ) -> None:
         self.now = 1000.0
         self.clock_seconds = 0.0  # how far the broker's clock is ahead
-        self.host, self.timing, self.fate = host, timing or Timing(), fate
+        self.host, self.timing = host, timing or Timing()
         self.settings, self.step_seconds = settings, step_seconds
         self.guests: dict[str, SimGuest] = {}
         self.limits: dict[str, Limits] = {}
@@ -86,9 +83,8 @@ class World:
         self.fuse: Fuse | None = None
         self.trace: list[str] = []
         self.happened: Counter[str] = Counter()
+        self.mail = Mail(fate, self.happened)
         self.watch = Watch(self)
-        self._mail: list[tuple[float, int, SimGuest, int, object]] = []  # due, number, guest, session, message
-        self._letters = 0
         self._news = True  # the broker has heard something since it last decided
         self._alarm: float | None = None
         self._start_at: float | None = None
@@ -225,7 +221,8 @@ class World:
         for guest in self.guests.values():
             self._move(guest, seconds)
             self.watch.look(guest)
-        self._deliver_mail()
+        for letter in self.mail.arriving(self.now):
+            self._hand_over(letter)
         for guest in self.guests.values():
             if guest.runs and not guest.silent:
                 self._connect(guest)
@@ -238,11 +235,9 @@ class World:
 
     def _quiet_steps(self) -> int:
         """How many steps nothing will happen for."""
-        until = self.now + LONGEST_JUMP_SECONDS
+        until = min(self.now + LONGEST_JUMP_SECONDS, self.mail.next_at)
         if self._start_at is not None:
             until = min(until, self._start_at)
-        if self._mail:
-            until = min(until, self._mail[0][0])
         if self.broker is not None:
             if self._news:
                 return 1
@@ -277,8 +272,7 @@ class World:
         guest.boot += 1
         guest.kernel.reboot()
         self._new_daemon(guest)
-        self._mail = [letter for letter in self._mail if letter[2] is not guest]
-        heapq.heapify(self._mail)
+        self.mail.forget(guest)
 
     def _connect(self, guest: SimGuest) -> None:
         if self.broker is None or guest.session:
@@ -297,43 +291,29 @@ class World:
     # ---- messages --------------------------------------------------------------------------------
 
     def _post(self, guest: SimGuest, message: object) -> None:
-        """Send a message on the guest's stream, either way, to its fate."""
-        if not guest.session:
-            return
-        delays = self.fate(message)
-        self.happened["lost"] += not delays
-        self.happened["duplicated"] += len(delays) > 1
-        for delay in delays:
-            self.happened["delayed"] += delay > 0
-            if delay > 0:
-                self._letters += 1
-                heapq.heappush(self._mail, (self.now + delay, self._letters, guest, guest.session, message))
-            else:
-                self._hand_over(guest, guest.session, message)
+        for letter in self.mail.post(guest, message, self.now):
+            self._hand_over(letter)
 
-    def _deliver_mail(self) -> None:
-        while self._mail and self._mail[0][0] <= self.now:
-            _, _, guest, session, message = heapq.heappop(self._mail)
-            self._hand_over(guest, session, message)
-
-    def _hand_over(self, guest: SimGuest, session: int, message: object) -> None:
-        if isinstance(message, Grant | Reclaim):
+    def _hand_over(self, letter: Letter) -> None:
+        guest, message = letter.guest, letter.message
+        if isinstance(message, Grant | Reclaim | Throttle):
             if guest.session and guest.runs:
-                self.watch.on_order(guest, message)
-                guest.machine.on_order(message, guest.clock(self.now))
-                guest.alarm = self.now
-            return
-        if isinstance(message, Throttle):
-            if guest.session and guest.runs:
-                guest.machine.on_throttle(message)
-                guest.alarm = self.now
+                self._tell_daemon(guest, message)
             return
         if self.broker is None or not isinstance(message, Demand | Ack | Heartbeat | Hello):
             return
-        self.watch.before_message(guest, session, message)
-        self._tell_broker(self.broker, guest, session, message)
-        self.watch.after_message(guest, session, message)
+        self.watch.before_message(guest, letter.session, message)
+        self._tell_broker(self.broker, guest, letter.session, message)
+        self.watch.after_message(guest, letter.session, message)
         self._news = True
+
+    def _tell_daemon(self, guest: SimGuest, message: Grant | Reclaim | Throttle) -> None:
+        guest.alarm = self.now
+        if isinstance(message, Throttle):
+            guest.machine.on_throttle(message)
+            return
+        self.watch.on_order(guest, message)
+        guest.machine.on_order(message, guest.clock(self.now))
 
     def _tell_broker(self, broker: BrokerMachine, guest: SimGuest, session: int, message: GuestMessage) -> None:
         match message:

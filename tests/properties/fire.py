@@ -1,8 +1,8 @@
 """The world under fire: a rule-based state machine over both production cores.
 
-Each rule does one thing to the world and lets a moment pass; `guestd.sim.invariants` judge every decision and every
-state. When an example is over, peace returns, and everything must converge. What really happened (in the cores, not in
-the rules) is counted in `HAPPENED`.
+Each rule does one thing to the world and lets a moment pass; the invariants of `guestd.sim` judge every decision and
+every state. When an example is over, peace returns, and everything must converge. What really happened (in the cores,
+not in the rules) is counted in `HAPPENED`.
 
 Run as a program it does so many examples, prints what happened, and ends with 1 and the broken promise when
 one is broken: ``python fire.py EXAMPLES``, and with ``random`` after it other examples each time.
@@ -66,6 +66,8 @@ HOSTS = (
     HostCapacity(Resources(4000, 5 * GIB // 2), Resources(0, 256 * MIB)),
     HostCapacity(Resources(12000, 8 * GIB), physical=Resources(6000, 4 * GIB)),
 )
+
+ROOMY = HostCapacity(Resources(12000, 10 * GIB))
 
 guests = st.sampled_from(NAMES)
 seconds = st.sampled_from((0.05, 0.1, 0.3, 1.0, 2.5, 6.0))
@@ -336,7 +338,7 @@ class WorldUnderFire(RuleBasedStateMachine):
         self.weather, world.fuse = (0, 0, 0), None
         if world.broker is None:
             world.start_broker()
-        world.set_host(HOST)
+        world.set_host(ROOMY)
         for name, guest in world.guests.items():
             guest.vm.set_status(VmStatus.RUNNING)
             guest.vm._faults.clear()
@@ -349,6 +351,7 @@ class WorldUnderFire(RuleBasedStateMachine):
         self._until(self._at_minimum, "everybody is idle: not at the minimum")
         for name in NAMES:
             world.set_limits(name, USUAL[name])
+        world.set_host(HOST)
         self._until(self._at_minimum, "limits are back: not at the minimum")
         guest = world.guests["plain"]
         guest.load.tasks, guest.load.memory_bytes = 4.2, 900 * MIB

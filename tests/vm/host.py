@@ -59,6 +59,7 @@ class GuestSpec:
     weight: int = 100
     cid: int = 3
     boot_memory_bytes: int = 512 * MIB
+    vm_max_bytes: int = 0  # what the VM could have; 0: its maximum
     cpu: str = ""  # more of the file's `cpu = { … }`, such as "burst = 4"
     memory: str = ""
     park_cpus: bool = False
@@ -278,7 +279,7 @@ class Host:
             name=name,
             boot_memory_bytes=spec.boot_memory_bytes,
             max_cpus=spec.cpu_max,
-            max_memory_bytes=spec.memory_max_bytes,
+            max_memory_bytes=spec.vm_max_bytes or spec.memory_max_bytes,
             guest_cid=spec.cid,
             require_privileged_port=True,
         )

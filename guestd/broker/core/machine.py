@@ -413,7 +413,7 @@ class BrokerMachine:
             resizer.withdraw(track)
         charged = resizer.books[kind].charged
         room = max(0, capacity - charged)
-        amount = min(track.target, self._without_asking(guest, track, capacity) + round_down(room, unit))
+        amount = min(track.target, round_down(self._without_asking(guest, track, capacity) + room, unit))
         sustained = guest.sustained(kind)
         if amount > sustained:  # a burst is lent from what is really there
             backed = self.host.backed(kind, len(self.guests)) if kind is Kind.MEMORY else capacity

@@ -349,4 +349,4 @@ def _may_deflate(track: Track, vm: VmState) -> bool:
     """Whether the VM may come to hold more by itself: a hypervisor tells what is in a balloon, not where that
     is going.
     """
-    return track.kind is Kind.MEMORY and vm.memory_held_bytes < vm.boot_memory_bytes
+    return track.kind is Kind.MEMORY and vm.memory_ballooned_bytes > 0

@@ -109,6 +109,7 @@ class FakeVm:
             boot_memory_bytes=self.boot_bytes,
             memory_plugged_bytes=self.guest_memory_bytes,
             memory_held_bytes=self.boot_bytes - self._ballooned + max(self._size, self._requested),
+            memory_ballooned_bytes=self._ballooned,
             memory_min_bytes=self._minimum,
             memory_max_bytes=self.boot_bytes + self.device_bytes,
             memory_unit_bytes=self.unit_bytes,

@@ -205,6 +205,7 @@ class QemuVm:
             boot_memory_bytes=memory.boot,
             memory_plugged_bytes=memory.plugged,
             memory_held_bytes=memory.held,
+            memory_ballooned_bytes=memory.ballooned,
             memory_min_bytes=memory.minimum,
             memory_max_bytes=memory.maximum,
             memory_unit_bytes=memory.unit,

@@ -90,9 +90,12 @@ async def _phases(size: dict[str, Any], rig: BrokerRig, bare_bytes: int, say: An
     say(f"{rig.count:,} guests: the same beside a flood")
     size["flood"] = await _beside_flood(rig, size["steady"]["all"]["p99_seconds"])
     say(f"{rig.count:,} guests: SIGKILL")
+    load_before = cpu_seconds(rig.load_pid)
     killed_at = await rig.kill_broker()
     await rig.start_broker()
     size["recovery_seconds"] = await rig.settled() - killed_at
+    size["recovery_broker_cpu_seconds"] = cpu_seconds(rig.broker.pid)
+    size["recovery_load_cpu_seconds"] = cpu_seconds(rig.load_pid) - load_before
     await rig.kill_broker()
     await rig.start_broker(_UNHURRIED)
     await rig.settled()

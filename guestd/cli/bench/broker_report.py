@@ -120,6 +120,8 @@ _ROWS: tuple[tuple[str, str, Any], ...] = (
     ("  times that of without", "flood.ratio", "{:.2f}".format),
     ("  messages and streams of the flood", "flood.said", str),
     ("all served after SIGKILL", "recovery_seconds", _s),
+    ("  of it CPU time of the broker", "recovery_broker_cpu_seconds", _s),
+    ("  of it CPU time of the load generator", "recovery_load_cpu_seconds", _s),
     ("guests ever below their minimum", "below_minimum", str),
 )
 _CORE_ROWS: tuple[tuple[str, str, Any], ...] = (

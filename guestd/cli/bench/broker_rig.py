@@ -105,6 +105,11 @@ class BrokerRig:
         self._load = await self._spawn("guestd.cli.bench.broker_load", *arguments, core=self._other_core, talks=True)
         await self.load(do="start")
 
+    @property
+    def load_pid(self) -> int:
+        """The load generator's process."""
+        return self._load.pid
+
     async def load(self, **order: Any) -> Any:
         """Tell the swarm what to do, and wait for the answer.
 

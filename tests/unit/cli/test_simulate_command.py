@@ -128,3 +128,15 @@ def test_a_scoreboard_needs_traces(capsys: pytest.CaptureFixture[str], tmp_path:
     assert main(["scoreboard", "--traces", str(tmp_path / folder), "--output", str(tmp_path / "out")]) == 2
     assert "traces" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_scoreboard_of_what_there_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = "".join(",".join(str((row * 7 + column * column) % 60) for column in range(40)) + "\n" for row in range(12))
+    (tmp_path / "planetlab").mkdir()
+    (tmp_path / "planetlab" / "day.csv.gz").write_bytes(gzip.compress(rows.encode()))
+    assert main(["scoreboard", "--traces", str(tmp_path), "--output", str(tmp_path / "out")]) == 0
+    assert "57.4/4.8/3.2" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scoreboard.json", "slow.svg"]
+    shown = json.loads((tmp_path / "out" / "scoreboard.json").read_text())
+    assert shown["slow"]["data"]["planetlab cpu"]["static peak"]["unmet"] == 0
+    assert shown["fast"]["data"] == {}
