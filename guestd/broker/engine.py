@@ -24,7 +24,7 @@ from guestd.broker.failpoint import Failpoint, reach
 from guestd.broker.hypervisor.base import Vm
 from guestd.broker.journal import Journal, SavedGuest
 from guestd.broker.operator import Operators, parks
-from guestd.broker.session import Session
+from guestd.broker.session import CONNECTION_MESSAGES, Allowance, Session
 from guestd.broker.worker import VmWorker, is_unknown
 from guestd.model.errors import AdmissionError, HypervisorError, JournalError, SupersededError
 from guestd.model.messages import Ack, Demand, GuestMessage, Heartbeat, Hello
@@ -60,6 +60,7 @@ class Engine(Operators):
         self._make_vm, self._relay, self._timing = make_vm, relay, timing
         self._workers: dict[str, VmWorker] = {}
         self._sessions: dict[str, tuple[int, Session]] = {}
+        self._allowance: dict[str, Allowance] = {}
         self._by_cid: dict[int, str] = {}
         self._complaint: dict[str, str] = {}  # what was last said about a VM that cannot be asked
         self._wake = asyncio.Event()
@@ -156,6 +157,7 @@ class Engine(Operators):
         if guest.cid is not None:
             self._by_cid.pop(guest.cid, None)
         self._complaint.pop(name, None)
+        self._allowance.pop(name, None)
         await self._workers.pop(name).close()
 
     def guest_of_cid(self, cid: int) -> str | None:
@@ -258,11 +260,12 @@ class Engine(Operators):
     def connect(self, peer: Peer, hello: Hello) -> tuple[int, Session]:
         """See `wire.server.GuestBackend`."""
         now = self._clock()
+        self._allowance.setdefault(peer.guest, Allowance(now)).count(now, CONNECTION_MESSAGES)
         number, welcome = self.machine.on_connected(peer.guest, hello, now)
         old = self._sessions.get(peer.guest)
         if old is not None:
             old[1].end(SupersededError("a newer stream of this VM took over"))
-        session = Session(welcome, now)
+        session = Session(welcome)
         self._begun, self._begun_at = self._begun + 1, now
         self._sessions[peer.guest] = (number, session)
         self._channels[peer.guest] = peer.channel
@@ -276,7 +279,7 @@ class Engine(Operators):
         known = self._sessions.get(peer.guest)
         if known is None or known[0] != session:
             return
-        known[1].count(now)
+        self._allowance[peer.guest].count(now)
         match message:
             case Demand():
                 self.machine.on_demand(peer.guest, session, message, now)

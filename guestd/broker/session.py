@@ -1,13 +1,35 @@
 """One guest's open stream as the broker keeps it: what is to be sent, and how much it may say."""
 
-import asyncio
-
 from guestd.broker.failpoint import Failpoint, reach
 from guestd.model.errors import FloodError, ProtocolError
 from guestd.model.messages import BrokerMessage, Grant, Heartbeat, Reclaim, Throttle, Welcome
+from guestd.runtime.bell import Bell
 
 MESSAGES_PER_SECOND = 50.0
 MESSAGES_BURST = 200.0
+CONNECTION_MESSAGES = 10.0
+"""What a new stream counts as: it costs the broker as much."""
+
+
+class Allowance:
+    """How much one guest may say, over all its streams: a new stream brings no new allowance."""
+
+    __slots__ = ("_counted_at", "_left")
+
+    def __init__(self, now: float) -> None:
+        self._left, self._counted_at = MESSAGES_BURST, now
+
+    def count(self, now: float, messages: float = 1.0) -> None:
+        """Count so many messages that came in.
+
+        :raise FloodError: When it is one too many.
+        """
+        passed = max(0.0, now - self._counted_at)
+        self._left = min(MESSAGES_BURST, self._left + passed * MESSAGES_PER_SECOND)
+        self._counted_at = now
+        if self._left < messages:
+            raise FloodError(f"more than {MESSAGES_PER_SECOND:g} messages a second")
+        self._left -= messages
 
 
 class Session:
@@ -15,26 +37,23 @@ class Session:
     about one kind of resource are one sort.
     """
 
-    def __init__(self, welcome: Welcome, now: float) -> None:
+    def __init__(self, welcome: Welcome) -> None:
         self._waiting: dict[object, BrokerMessage] = {Welcome: welcome}
         self._order_taken = False
-        self._filled = asyncio.Event()
-        self._filled.set()
+        self._filled = Bell(rung=True)
         self._end: ProtocolError | None = None
-        self._allowance = MESSAGES_BURST
-        self._counted_at = now
 
     def put(self, message: Grant | Reclaim | Throttle | Heartbeat) -> None:
         """Send a message; one of the same sort that still waits is replaced by it."""
         key: object = message.kind if isinstance(message, Grant | Reclaim) else type(message)
         self._waiting.pop(key, None)
         self._waiting[key] = message
-        self._filled.set()
+        self._filled.ring()
 
     def end(self, error: ProtocolError) -> None:
         """End the stream with that reason."""
         self._end = error
-        self._filled.set()
+        self._filled.ring()
 
     async def next(self) -> BrokerMessage:
         """The next message to send; the one before was written to the stream.
@@ -52,15 +71,3 @@ class Session:
         if not self._waiting:
             self._filled.clear()
         return message
-
-    def count(self, now: float) -> None:
-        """Count one message that came in.
-
-        :raise FloodError: When it is one too many.
-        """
-        passed = max(0.0, now - self._counted_at)
-        self._allowance = min(MESSAGES_BURST, self._allowance + passed * MESSAGES_PER_SECOND)
-        self._counted_at = now
-        if self._allowance < 1:
-            raise FloodError(f"more than {MESSAGES_PER_SECOND:g} messages a second")
-        self._allowance -= 1

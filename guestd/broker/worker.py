@@ -17,6 +17,7 @@ from guestd.broker.failpoint import Failpoint, reach
 from guestd.broker.hypervisor.base import Vm
 from guestd.model.errors import HypervisorError, OutcomeUnknown
 from guestd.model.vm import VmState, VmStatus
+from guestd.runtime.bell import Bell
 
 _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
@@ -35,7 +36,8 @@ class VmWorker:
         name: str,
     ) -> None:
         self._vm, self._on_state, self._on_failed, self._name = vm, on_state, on_failed, name
-        self._queue: asyncio.Queue[HypervisorAction] = asyncio.Queue()
+        self._queue: list[HypervisorAction] = []
+        self._filled = Bell()
         self._observing = False
         self._waiting = 0  # requests in the queue
         self._task: asyncio.Task[None] | None = None
@@ -50,7 +52,7 @@ class VmWorker:
         if isinstance(action, Observe):
             self.observe()
         else:
-            self._queue.put_nowait(action)
+            self._queue.append(action)
             self._waiting += 1
             self._observing = False  # what follows a request must be asked after it
             self.observe()
@@ -59,15 +61,17 @@ class VmWorker:
         """Ask the hypervisor soon."""
         if not self._observing:
             self._observing = True
-            self._queue.put_nowait(Observe(self._name))
+            self._queue.append(Observe(self._name))
+            self._filled.ring()
 
     async def _work(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(_WATCH_SECONDS):
-                    action = await self._queue.get()
-            except TimeoutError:
-                action = Observe(self._name)
+            if not self._queue:
+                self._filled.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_WATCH_SECONDS):
+                        await self._filled.wait()
+            action = self._queue.pop(0) if self._queue else Observe(self._name)
             try:
                 await self._perform(action)
                 if not isinstance(action, Observe):

@@ -141,6 +141,8 @@ class GuestState:
         if kind is Kind.MEMORY:
             needed = min(needed, max(self.demand.acceptable_memory_bytes, track.reserved))
             used = min(self.demand.floor.memory_bytes, needed)
+            # What is in use cannot be taken by force, so others cannot have it (invariant 7).
+            low = max(low, min(used, track.reserved, track.sustained))
         elif self.bounded:
             needed = round_up(needed, MILLICORES_PER_VCPU)
         if not self.can(kind):

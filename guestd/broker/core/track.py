@@ -13,7 +13,6 @@
 CPU that a quota bounds may skip ASKING: where no CPU has to go offline, and where the guest does not answer.
 """
 
-from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -57,6 +56,9 @@ class Timing:
     credit_record_seconds: float = 30.0  # how often the credit of a burst that goes on is made durable
 
 
+_NOTHING_YET = Reason("start", "nothing decided yet")
+
+
 @dataclass(slots=True)
 class Counters:
     """Ends of resizes since the broker started."""
@@ -91,7 +93,7 @@ class Track:
     reserved: int = 0
     target: int = 0
     expected: int = 0  # what the guest is likely to need soon, and keeps while there is plenty
-    reason: Reason = field(default_factory=lambda: Reason("start", "nothing decided yet"))
+    reason: Reason = _NOTHING_YET
     phase: Phase = Phase.IDLE
     amount: int = 0  # where the resize under way leads
     order: OrderId | None = None
@@ -108,7 +110,7 @@ class Track:
     doubtful: bool = False  # the outcome of the last request is unknown
     settled: bool = False  # the hypervisor was told to end what it does, so that less can be reserved
     announce: bool = False  # the guest has to hear its grant (again)
-    begun: deque[float] = field(default_factory=deque)
+    begun: list[float] = field(default_factory=list)  # when resizes began, within the budget window
     counters: Counters = field(default_factory=Counters)
 
     def begin(self, phase: Phase, amount: int, now: float, seconds: float, progress: int) -> None:
@@ -136,5 +138,5 @@ class Track:
     def in_budget(self, now: float, timing: Timing, shrinking: bool) -> bool:
         """Whether one more resize may begin (invariant 12)."""
         while self.begun and self.begun[0] <= now - timing.budget_window_seconds:
-            self.begun.popleft()
+            del self.begun[0]
         return len(self.begun) < timing.budget_resizes // (2 if shrinking else 1)

@@ -167,8 +167,7 @@ class FakeVm:
         if kind is Kind.CPU:
             plugged = len(self._cpus) * MILLICORES_PER_VCPU
             return min(plugged, self._cpu_quota or plugged)
-        target = self._ballooned if self._requested else self._balloon_target
-        ballooned = min(self._ballooned, target)
+        ballooned = min(self._ballooned, self._balloon_target)
         return self.boot_bytes - ballooned + max(self._size, self._requested)
 
     @property

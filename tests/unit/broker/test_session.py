@@ -6,7 +6,7 @@ import pytest
 
 from guestd.broker import session as module
 from guestd.broker.failpoint import Failpoint
-from guestd.broker.session import MESSAGES_BURST, MESSAGES_PER_SECOND, Session
+from guestd.broker.session import CONNECTION_MESSAGES, MESSAGES_BURST, MESSAGES_PER_SECOND, Allowance, Session
 from guestd.model.errors import FloodError, SupersededError
 from guestd.model.messages import Grant, Heartbeat, OrderId, Reason, Reclaim, ReclaimStage, Throttle, Welcome
 from guestd.model.resources import Kind, Resources
@@ -23,13 +23,13 @@ async def taken(session: Session, count: int) -> list[object]:
 
 
 async def test_welcome_comes_first() -> None:
-    session = Session(WELCOME, 0.0)
+    session = Session(WELCOME)
     session.put(grant(Kind.CPU, 1))
     assert await taken(session, 2) == [WELCOME, grant(Kind.CPU, 1)]
 
 
 async def test_the_newest_of_each_sort_waits_in_the_order_of_its_coming() -> None:
-    session = Session(WELCOME, 0.0)
+    session = Session(WELCOME)
     reclaim = Reclaim(OrderId(1, 9, 9), Kind.MEMORY, 9, ReclaimStage.ASK, 5.0, Reason("", ""))
     for amount in range(1000):
         session.put(grant(Kind.CPU, amount))
@@ -45,7 +45,7 @@ async def test_the_newest_of_each_sort_waits_in_the_order_of_its_coming() -> Non
 
 
 async def test_an_end_is_told_before_anything_that_waits() -> None:
-    session = Session(WELCOME, 0.0)
+    session = Session(WELCOME)
     session.end(SupersededError("newer"))
     for _ in range(2):
         with pytest.raises(SupersededError, match="newer"):
@@ -53,7 +53,7 @@ async def test_an_end_is_told_before_anything_that_waits() -> None:
 
 
 async def test_an_end_wakes_who_waits() -> None:
-    session = Session(WELCOME, 0.0)
+    session = Session(WELCOME)
     await session.next()
     waiting = asyncio.create_task(session.next())
     await asyncio.sleep(0)
@@ -63,38 +63,46 @@ async def test_an_end_wakes_who_waits() -> None:
 
 
 def test_a_burst_is_allowed_and_then_so_many_a_second() -> None:
-    session = Session(WELCOME, 100.0)
+    allowance = Allowance(100.0)
     for _ in range(int(MESSAGES_BURST)):
-        session.count(100.0)
+        allowance.count(100.0)
     with pytest.raises(FloodError, match="more than 50 messages a second"):
-        session.count(100.0)
+        allowance.count(100.0)
     for _ in range(int(MESSAGES_PER_SECOND)):
-        session.count(101.0)
+        allowance.count(101.0)
     with pytest.raises(FloodError):
-        session.count(101.0)
+        allowance.count(101.0)
+
+
+def test_a_new_stream_counts_as_several_messages() -> None:
+    allowance = Allowance(0.0)
+    for _ in range(int(MESSAGES_BURST / CONNECTION_MESSAGES)):
+        allowance.count(0.0, CONNECTION_MESSAGES)
+    with pytest.raises(FloodError):
+        allowance.count(0.0, CONNECTION_MESSAGES)
 
 
 def test_a_clock_that_goes_back_gives_nothing() -> None:
-    session = Session(WELCOME, 100.0)
+    allowance = Allowance(100.0)
     for _ in range(int(MESSAGES_BURST)):
-        session.count(100.0)
+        allowance.count(100.0)
     with pytest.raises(FloodError):
-        session.count(50.0)
+        allowance.count(50.0)
 
 
 def test_silence_is_saved_up_to_the_burst_only() -> None:
-    session = Session(WELCOME, 0.0)
+    allowance = Allowance(0.0)
     for _ in range(int(MESSAGES_BURST)):
-        session.count(1e6)
+        allowance.count(1e6)
     with pytest.raises(FloodError):
-        session.count(1e6)
+        allowance.count(1e6)
 
 
 async def test_an_order_counts_as_answered_when_the_next_message_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the service has written it to the stream."""
     reached: list[Failpoint] = []
     monkeypatch.setattr(module, "reach", reached.append)
-    session = Session(WELCOME, 0.0)
+    session = Session(WELCOME)
     session.put(Heartbeat())
     session.put(grant(Kind.CPU, 1))
     await taken(session, 3)
