@@ -24,10 +24,11 @@ from guestd.guest.core.ops import HandResult, HandStatus, Op
 from guestd.model.guest import Inventory, Sample
 from guestd.model.resources import Kind, Limits
 from guestd.model.units import GIB, MIB, MILLICORES_PER_VCPU, round_up
+from guestd.sim.guest import SimGuest
 from guestd.sim.kernel import BLOCK_BYTES, GuestKernel, Load
 from guestd.sim.load import Profile
 from guestd.sim.watch import Watch
-from guestd.sim.world import SimGuest, World
+from guestd.sim.world import World
 
 _EBUSY: Final = 16
 _GLANCE_SECONDS: Final = 0.25  # as in `guest.glance`

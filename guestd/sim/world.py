@@ -26,11 +26,9 @@ from guestd.model.resources import Limits, Resources
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
 from guestd.model.vm import VmStatus
 from guestd.sim.guest import LONGEST_JUMP_SECONDS, SimGuest, daemon
-from guestd.sim.kernel import BLOCK_BYTES, GuestKernel, Load
+from guestd.sim.kernel import GuestKernel, Load
 from guestd.sim.mail import Fate, Letter, Mail
 from guestd.sim.watch import Watch
-
-__all__ = ["BLOCK_BYTES", "Entry", "Fate", "Fuse", "GuestKernel", "Load", "SimGuest", "World", "limits"]
 
 STEP_SECONDS = 0.05
 

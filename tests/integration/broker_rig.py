@@ -35,7 +35,7 @@ from guestd.model.messages import (
 )
 from guestd.model.resources import Resources
 from guestd.model.units import GIB, MIB
-from guestd.sim.world import GuestKernel, Load
+from guestd.sim.kernel import GuestKernel, Load
 from guestd.v1 import guest_pb2
 from guestd.wire import convert
 from guestd.wire.relay import IngressRelay, Peers

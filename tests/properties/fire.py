@@ -26,7 +26,9 @@ from guestd.model.errors import AdmissionError
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB, MILLICORES_PER_VCPU
 from guestd.model.vm import VmStatus
-from guestd.sim.world import Fate, Fuse, SimGuest, World
+from guestd.sim.guest import SimGuest
+from guestd.sim.mail import Fate
+from guestd.sim.world import Fuse, World
 
 HAPPENED: Counter[str] = Counter()
 STEPS_PER_EXAMPLE = 100

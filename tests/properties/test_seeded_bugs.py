@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 PACKAGE = HERE.parents[1] / "guestd"
 PATCHES = sorted((HERE / "bugs").glob("*.patch"))
 EXAMPLES = 60
-"""At most; each bug was found within 30, most within 10."""
+"""At most; most bugs were found within 10."""
 
 _HUNK = re.compile(r"@@ -(\d+)(?:,\d+)? \+\d+(?:,\d+)? @@")
 

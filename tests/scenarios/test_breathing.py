@@ -11,7 +11,9 @@ from guestd.model.errors import AdmissionError
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.vm import VmStatus
-from guestd.sim.world import BLOCK_BYTES, SimGuest, World, limits
+from guestd.sim.guest import SimGuest
+from guestd.sim.kernel import BLOCK_BYTES
+from guestd.sim.world import World, limits
 
 HOST = HostCapacity(Resources(8000, 8 * GIB))
 ONE = limits(1, 4, 512 * MIB, 2560 * MIB)

@@ -6,7 +6,8 @@ from guestd.broker.hypervisor.fake import FakeVm
 from guestd.model.messages import Grant, GrantStage, Reclaim
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
-from guestd.sim.world import SimGuest, World, limits
+from guestd.sim.guest import SimGuest
+from guestd.sim.world import World, limits
 
 TIMING = Timing(burst_least_seconds=10.0)
 SECONDS = 60

@@ -9,7 +9,8 @@ from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB
-from guestd.sim.world import SimGuest, World, limits
+from guestd.sim.guest import SimGuest
+from guestd.sim.world import World, limits
 
 HOST = HostCapacity(Resources(8000, 8 * GIB))
 ONE = limits(1, 4, 512 * MIB, 2560 * MIB)

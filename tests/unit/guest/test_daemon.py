@@ -21,7 +21,7 @@ from guestd.model.guest import Capability, Identity, Inventory, Sample
 from guestd.model.messages import Ack, BrokerMessage, Demand, Grant, GuestMessage, Hello, OrderId, Welcome
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB
-from guestd.sim.world import GuestKernel, Load
+from guestd.sim.kernel import GuestKernel, Load
 from guestd.v1 import guest_pb2, guest_pb2_grpc
 from guestd.wire import convert
 
