@@ -78,10 +78,14 @@ def ended(track: Track) -> int:
     return counters.grows + counters.shrinks + counters.partials
 
 
-def starts(line: "Line", track: Track, asked: int) -> int:
-    """How many resizes a decision began, as far as one can tell from outside: a grow that goes further is none, nor
-    is asking for less of what was asked for already.
+def shrinks_begun(line: "Line", asked: int) -> int:
+    """How many shrinks a decision began, as far as one can tell from outside: asking for less of what was asked for
+    already is none.
     """
+    return asked if line.phase is not Phase.ASKING else 0
+
+
+def grows_begun(line: "Line", track: Track) -> int:
+    """How many grows a decision began, likewise: one that goes further is none."""
     grew = track.phase is Phase.PLUGGING and track.reserved > line.reserved
-    anew = line.phase in (Phase.IDLE, Phase.ASKING) or ended(track) != line.ended
-    return (asked if line.phase is not Phase.ASKING else 0) + (grew and anew)
+    return int(grew and (line.phase is not Phase.PLUGGING or ended(track) != line.ended))

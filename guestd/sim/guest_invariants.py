@@ -66,18 +66,19 @@ def asks_are_fair(world: "World", broker: BrokerMachine, actions: evidence.Actio
 
 
 def resizes_within_budget(world: "World", broker: BrokerMachine, actions: evidence.Actions) -> None:
-    """(12) So many resizes per window, and half of it for shrinks."""
+    """(12) So many grows and so many shrinks per window."""
     timing = broker.timing
     for name, _, kind, track in evidence.tracks(broker):
         line = world.watch.seen[name].lines[kind]
-        while line.begun and line.begun[0] <= world.broker_now - timing.budget_window_seconds:
-            line.begun.popleft()
-        asks_now = evidence.asked(actions, name, kind)
-        allowed = timing.budget_resizes // 2 if asks_now else timing.budget_resizes
-        if evidence.starts(line, track, asks_now):
-            count = len(line.begun) + 1
-            window = timing.budget_window_seconds
-            assert count <= allowed, f"(12) {name} {kind}: resize {count} in {window} s, {allowed} are allowed"
+        asked = evidence.asked(actions, name, kind)
+        for word, times, new, allowed in (
+            ("shrink", line.shrunk_at, evidence.shrinks_begun(line, asked), timing.budget_shrinks),
+            ("grow", line.began_to_grow_at, evidence.grows_begun(line, track), timing.budget_grows),
+        ):
+            while times and times[0] <= world.broker_now - timing.budget_window_seconds:
+                times.popleft()
+            count, window = len(times) + new, timing.budget_window_seconds
+            assert not new or count <= allowed, f"(12) {name} {kind}: {word} {count} in {window} s, {allowed} allowed"
 
 
 def cpus_that_must_stay(guest: "SimGuest", seen: "Seen", op: Op) -> None:

@@ -53,7 +53,8 @@ class Line:
     overdue: bool = False
     phase: Phase = Phase.IDLE
     ended: int = 0  # resizes that came to an end
-    begun: deque[float] = field(default_factory=deque)  # when resizes began, in the broker's clock
+    began_to_grow_at: deque[float] = field(default_factory=deque)  # in the broker's clock
+    shrunk_at: deque[float] = field(default_factory=deque)  # began to, likewise
     grown_at: float | None = None  # when the last grow ended, likewise
     grows: int = 0
     mark: tuple[object, ...] = ()  # what of the phase under way must not stay the same for ever
@@ -185,6 +186,8 @@ class Watch:
         if broker is None:
             return
         state = broker.guests[guest.name]
+        for kind, line in self.seen[guest.name].lines.items():
+            line.phase = state.tracks[kind].phase  # an answer may have moved it
         if state.session == session:
             self.on_heard(guest)
         if self._before is not None:
@@ -244,7 +247,8 @@ class Watch:
 
     def _remember(self, line: Line, track: Track, asked: int) -> None:
         now = self.world.broker_now
-        line.begun.extend([now] * evidence.starts(line, track, asked))
+        line.shrunk_at.extend([now] * evidence.shrinks_begun(line, asked))
+        line.began_to_grow_at.extend([now] * evidence.grows_begun(line, track))
         if track.counters.grows > line.grows:
             line.grows, line.grown_at = track.counters.grows, now
         line.reserved, line.overdue, line.phase = track.reserved, track.overdue, track.phase

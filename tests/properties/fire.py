@@ -34,7 +34,7 @@ HAPPENED: Counter[str] = Counter()
 STEPS_PER_EXAMPLE = 100
 
 HOST = HostCapacity(Resources(5000, 4 * GIB), Resources(0, 512 * MIB), Resources(0, 64 * MIB))
-TIMING = Timing(budget_resizes=12, burst_least_seconds=5.0)
+TIMING = Timing(budget_grows=12, budget_shrinks=6, burst_least_seconds=5.0)
 PACE = Settings(quick_seconds=0.15)
 NAMES = ("plain", "balloon", "quota")
 

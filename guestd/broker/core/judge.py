@@ -158,8 +158,8 @@ def alarms(guest: GuestState, timing: Timing, stale_seconds: float, now: float) 
         for at in (track.grow_after, track.shrink_after):
             if at > now and track.phase is Phase.IDLE and (track.target != track.reserved or track.kept):
                 yield at
-        budget_back = track.begun[0] + timing.budget_window_seconds if track.begun else 0.0
-        if budget_back > now and len(track.begun) >= timing.budget_resizes // 2:
+        budget_back = track.budget_back_at(now, timing)
+        if budget_back is not None:
             yield budget_back
 
 

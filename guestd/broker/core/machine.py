@@ -374,13 +374,14 @@ class BrokerMachine:
         self._plenty[kind] = plenty
         for name in sorted(concerned):
             self._decide(self.guests[name], kind, pool.target(name))
-        growing = [self.guests[name] for name in self._hungry[kind]]
-        growing.sort(key=lambda guest: (guest.tracks[kind].reserved / guest.limits.weight.get(kind), guest.name))
-        for guest in growing:
-            track = guest.tracks[kind]
-            if judge.may_grow(guest, track, self.timing, self._stale_seconds, now):
-                self._grow(guest, track, capacity)
-                concerned.add(guest.name)
+        growing = [
+            guest
+            for guest in (self.guests[name] for name in self._hungry[kind])
+            if judge.may_grow(guest, guest.tracks[kind], self.timing, self._stale_seconds, now)
+        ]
+        concerned.update(guest.name for guest in growing)
+        for name, amount in self._share_room(growing, kind, capacity, backed).items():
+            self._grow(self.guests[name], self.guests[name].tracks[kind], amount)
         return concerned
 
     def _decide(self, guest: GuestState, kind: Kind, target: int) -> None:
@@ -407,35 +408,36 @@ class BrokerMachine:
         wants = wants and not (self._pools[kind].scarce and judge.is_slight(guest, track, target - aim))
         (self._hungry[kind].add if wants else self._hungry[kind].discard)(guest.name)
 
-    def _grow(self, guest: GuestState, track: Track, capacity: int) -> None:
-        resizer, kind, unit = self._resizer, track.kind, guest.unit(track.kind)
+    def _share_room(self, growing: list[GuestState], kind: Kind, capacity: int, backed: int) -> dict[str, int]:
+        """What each may grow to with what is free: first everybody up to the maximum, those with least for their
+        weight before the others; then bursts, from what is really there.
+        """
+        growing.sort(key=lambda guest: (guest.tracks[kind].reserved / guest.limits.weight.get(kind), guest.name))
+        charged, reserved = self._resizer.books[kind].charged, self._resizer.books[kind].reserved
+        amounts = {guest.name: guest.tracks[kind].reserved for guest in growing}
+        for bursting in (False, True):
+            for guest in growing:
+                track, low, had = guest.tracks[kind], guest.limits.min.get(kind), amounts[guest.name]
+                aim = track.target if bursting else min(track.target, track.sustained)
+                most = backed if bursting else capacity
+                room = _own(guest, kind, had, capacity - reserved) + max(0, most - charged)
+                amount = min(aim, round_down(room, guest.unit(kind)))
+                if amount > had:
+                    amounts[guest.name] = amount
+                    charged += max(amount, low) - max(had, low)
+                    reserved += amount - had
+        return amounts
+
+    def _grow(self, guest: GuestState, track: Track, amount: int) -> None:
+        """Have the guest grow to so much; a guest that is asked in vain is left in peace at least."""
         if track.phase is Phase.ASKING:
-            resizer.withdraw(track)
-        charged = resizer.books[kind].charged
-        room = max(0, capacity - charged)
-        amount = min(track.target, round_down(self._without_asking(guest, track, capacity) + room, unit))
-        sustained = guest.sustained(kind)
-        if amount > sustained:  # a burst is lent from what is really there
-            backed = self.host.backed(kind, len(self.guests)) if kind is Kind.MEMORY else capacity
-            amount = max(sustained, min(amount, track.reserved + round_down(max(0, backed - charged), unit)))
-        if kind is Kind.CPU:
-            amount = round_down(amount, unit)
+            self._resizer.withdraw(track)
         slight = amount < track.target and judge.is_slight(guest, track, amount - track.reserved)
         if amount > track.reserved and not slight:
-            track.reason = judge.explain(guest, track, self._stale_seconds, resizer.now)
-            resizer.grow(guest, track, amount)
+            track.reason = judge.explain(guest, track, self._stale_seconds, self._resizer.now)
+            self._resizer.grow(guest, track, amount)
         if track.amount >= track.target and track.phase is Phase.PLUGGING:
-            self._hungry[kind].discard(guest.name)
-
-    def _without_asking(self, guest: GuestState, track: Track, capacity: int) -> int:
-        """What is the guest's own in any case: its minimum, as far as nobody else holds what backs it (a
-        minimum that was just raised may still be lent to others).
-        """
-        low = guest.limits.min.get(track.kind)
-        unlent = max(0, capacity - self._resizer.books[track.kind].reserved)
-        if track.reserved + unlent >= low:
-            return max(track.reserved, low)
-        return track.reserved + round_down(unlent, guest.unit(track.kind))
+            self._hungry[track.kind].discard(guest.name)
 
     # ---- small parts -----------------------------------------------------------------------------
 
@@ -475,3 +477,13 @@ class BrokerMachine:
         if name not in self.guests:
             raise NotFoundError(f"no guest named {name!r}")
         return self.guests[name]
+
+
+def _own(guest: GuestState, kind: Kind, had: int, unlent: int) -> int:
+    """What is the guest's own in any case: its minimum, as far as nobody else holds what backs it (a minimum that was
+    just raised may still be lent to others).
+    """
+    low = guest.limits.min.get(kind)
+    if had + max(0, unlent) >= low:
+        return max(had, low)
+    return had + round_down(max(0, unlent), guest.unit(kind))

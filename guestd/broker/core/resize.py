@@ -224,7 +224,7 @@ class Resizer:
             offered = track.amount
             if ack.status is not AckStatus.DONE:
                 track.shrink_after = max(track.shrink_after, self.now + self.timing.retry_seconds)
-        elif ack.status is AckStatus.REFUSED or offered >= track.reserved:
+        elif ack.status is AckStatus.REFUSED or offered >= self._held(guest, track):
             track.kept = track.reserved
             track.set_back(self.now, self.timing, ack.retry_after_seconds)
             self.withdraw(track)
@@ -234,11 +234,16 @@ class Resizer:
             track.shrink_after = max(track.shrink_after, self.now + ack.retry_after_seconds)
         self.force(guest, track, offered)
 
+    def _held(self, guest: GuestState, track: Track) -> int:
+        """What it holds by the newest word, which may be less than is reserved yet."""
+        return min(track.reserved, guest.vm.held(track.kind)) if guest.vm and guest.vm_fresh else track.reserved
+
     def force(self, guest: GuestState, track: Track, amount: int) -> None:
         """Have the hypervisor take back what is above `amount`."""
         held = track.reserved
         if guest.vm is not None:
             held = guest.vm.held(track.kind) + (guest.vm.vcpus if track.kind is Kind.CPU else 0)
+        guest.vm_fresh = False  # a state from before the request says nothing of it
         order = track.order
         track.begin(Phase.UNPLUGGING, amount, self.now, self.timing.unplug_progress_seconds, held)
         track.order = order

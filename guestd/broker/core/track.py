@@ -50,10 +50,11 @@ class Timing:
     retry_max_seconds: float = 60.0
     stale_heartbeats: float = 3.0  # silence after which a report is stale
     budget_window_seconds: float = 60.0
-    budget_resizes: int = 60  # resizes begun per window; shrinks may use half of it
+    budget_grows: int = 60  # begun per window; a grow that goes further is none
+    budget_shrinks: int = 30
     burst_notice_seconds: float = 10.0  # a burst's end is announced so long before
     burst_least_seconds: float = 30.0  # a burst begins when its credit lasts so long, or is full
-    credit_record_seconds: float = 30.0  # how often the credit of a burst that goes on is made durable
+    credit_record_seconds: float = 10.0  # how often the credit of a burst that goes on is made durable
 
 
 _NOTHING_YET = Reason("start", "nothing decided yet")
@@ -110,13 +111,16 @@ class Track:
     doubtful: bool = False  # the outcome of the last request is unknown
     settled: bool = False  # the hypervisor was told to end what it does, so that less can be reserved
     announce: bool = False  # the guest has to hear its grant (again)
-    begun: list[float] = field(default_factory=list)  # when resizes began, within the budget window
+    grown_at: list[float] = field(default_factory=list)  # when grows began, within the budget window
+    shrunk_at: list[float] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
 
     def begin(self, phase: Phase, amount: int, now: float, seconds: float, progress: int) -> None:
         """Enter a phase that leads to `amount`, with so many seconds for the first step."""
-        if self.phase is Phase.IDLE:
-            self.begun.append(now)
+        if phase is Phase.PLUGGING and self.phase is not Phase.PLUGGING:
+            self.grown_at.append(now)
+        elif phase is not Phase.PLUGGING and self.phase is Phase.IDLE:
+            self.shrunk_at.append(now)
         self.phase, self.amount, self.deadline, self.progress = phase, amount, now + seconds, progress
 
     def end(self) -> None:
@@ -136,7 +140,16 @@ class Track:
         self.grow_after = max(self.grow_after, now + min(pause, timing.retry_seconds))
 
     def in_budget(self, now: float, timing: Timing, shrinking: bool) -> bool:
-        """Whether one more resize may begin (invariant 12)."""
-        while self.begun and self.begun[0] <= now - timing.budget_window_seconds:
-            del self.begun[0]
-        return len(self.begun) < timing.budget_resizes // (2 if shrinking else 1)
+        """Whether one more resize may begin (invariant 12). Grows leave the shrinks theirs: what a guest that grows and
+        grows has to spare is others'.
+        """
+        begun, most = (self.shrunk_at, timing.budget_shrinks) if shrinking else (self.grown_at, timing.budget_grows)
+        while begun and begun[0] <= now - timing.budget_window_seconds:
+            del begun[0]
+        return len(begun) < most
+
+    def budget_back_at(self, now: float, timing: Timing) -> float | None:
+        """When one more resize may begin that may not now; None when both sorts may."""
+        spent = ((self.grown_at, timing.budget_grows), (self.shrunk_at, timing.budget_shrinks))
+        back = [begun[0] + timing.budget_window_seconds for begun, most in spent if len(begun) >= most]
+        return min((at for at in back if at > now), default=None)

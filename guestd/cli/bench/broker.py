@@ -25,7 +25,7 @@ _RUSH_SECONDS = 6.0
 _RUSH_OUTSTANDING = 256
 _PERIOD_SECONDS = 10.0
 _REST_SECONDS = 2.0
-_UNHURRIED = {"cool_down_seconds": 0.0, "budget_resizes": 1_000_000}
+_UNHURRIED = {"cool_down_seconds": 0.0, "budget_grows": 1_000_000, "budget_shrinks": 1_000_000}
 """For full speed: no pause between a grow and a shrink, and as many resizes as one likes."""
 
 

@@ -4,7 +4,7 @@ from guestd.broker.core.track import Phase, Timing, Track
 from guestd.model.messages import OrderId
 from guestd.model.resources import Kind
 
-TIMING = Timing(retry_seconds=5, retry_max_seconds=60, budget_window_seconds=60, budget_resizes=6)
+TIMING = Timing(retry_seconds=5, retry_max_seconds=60, budget_window_seconds=60, budget_grows=6, budget_shrinks=3)
 
 
 def test_a_phase_begins_with_a_deadline_and_ends_without_an_order() -> None:
@@ -44,7 +44,7 @@ def test_a_pause_never_gets_shorter() -> None:
     assert (track.shrink_after, track.grow_after) == (500, 400)
 
 
-def test_shrinks_may_use_half_of_the_budget_and_the_window_moves_on() -> None:
+def test_grows_and_shrinks_have_a_budget_each_and_the_window_moves_on() -> None:
     track = Track(Kind.CPU)
     for number in range(3):
         assert track.in_budget(number, TIMING, shrinking=True)
@@ -52,14 +52,24 @@ def test_shrinks_may_use_half_of_the_budget_and_the_window_moves_on() -> None:
         track.begin(Phase.UNPLUGGING, 0, number, 1, 0)  # the same resize goes on: not counted again
         track.end()
     assert not track.in_budget(3, TIMING, shrinking=True)
-    for number in range(3, 6):
+    for number in range(3, 9):
         assert track.in_budget(number, TIMING, shrinking=False)
         track.begin(Phase.PLUGGING, 0, number, 1, 0)
+        track.begin(Phase.PLUGGING, 0, number, 1, 0)  # goes further
         track.end()
-    assert not track.in_budget(6, TIMING, shrinking=False)
-    assert track.in_budget(60.0, TIMING, shrinking=False)
-    assert len(track.begun) == 5
-    assert track.in_budget(70, TIMING, shrinking=True)
+    assert not track.in_budget(9, TIMING, shrinking=False)
+    assert track.budget_back_at(9, TIMING) == 60
+    assert track.in_budget(60.0, TIMING, shrinking=True)
+    assert len(track.shrunk_at) == 2
+    assert not track.in_budget(62, TIMING, shrinking=False)
+    assert track.in_budget(63, TIMING, shrinking=False)
+
+
+def test_a_shrink_that_turns_into_a_grow_is_a_grow_as_well() -> None:
+    track = Track(Kind.MEMORY)
+    track.begin(Phase.UNPLUGGING, 0, 1, 1, 0)
+    track.begin(Phase.PLUGGING, 0, 2, 1, 0)
+    assert (track.shrunk_at, track.grown_at) == ([1], [2])
 
 
 def test_success_forgets_setbacks_and_being_overdue() -> None:
