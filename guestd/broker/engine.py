@@ -26,7 +26,7 @@ from guestd.broker.journal import Journal, SavedGuest
 from guestd.broker.operator import Operators, parks
 from guestd.broker.session import CONNECTION_MESSAGES, Allowance, Session
 from guestd.broker.worker import VmWorker, is_unknown
-from guestd.model.errors import AdmissionError, HypervisorError, JournalError, SupersededError
+from guestd.model.errors import AdmissionError, FloodError, HypervisorError, JournalError, SupersededError
 from guestd.model.messages import Ack, Demand, GuestMessage, Heartbeat, Hello
 from guestd.model.resources import Limits
 from guestd.model.view import LimitsOrigin
@@ -260,7 +260,8 @@ class Engine(Operators):
     def connect(self, peer: Peer, hello: Hello) -> tuple[int, Session]:
         """See `wire.server.GuestBackend`."""
         now = self._clock()
-        self._allowance.setdefault(peer.guest, Allowance(now)).count(now, CONNECTION_MESSAGES)
+        self._allowance.setdefault(peer.guest, Allowance(now))
+        self._count(peer.guest, now, CONNECTION_MESSAGES)
         number, welcome = self.machine.on_connected(peer.guest, hello, now)
         old = self._sessions.get(peer.guest)
         if old is not None:
@@ -273,13 +274,23 @@ class Engine(Operators):
         self._kick(peer.guest)
         return number, session
 
+    def _count(self, name: str, now: float, messages: float) -> None:
+        """:raise FloodError: When that is more than the guest may say; it is not listened to for a while then."""
+        try:
+            self._allowance[name].count(now, messages)
+        except FloodError as error:
+            seconds = self._relay.shun(name)
+            if seconds:
+                _log.warning("%s: %s; not listened to for %.0f s", name, error, seconds)
+            raise
+
     def receive(self, peer: Peer, session: int, message: GuestMessage) -> None:
         """See `wire.server.GuestBackend`."""
         now = self._clock()
         known = self._sessions.get(peer.guest)
         if known is None or known[0] != session:
             return
-        self._allowance[peer.guest].count(now)
+        self._count(peer.guest, now, 1)
         match message:
             case Demand():
                 self.machine.on_demand(peer.guest, session, message, now)

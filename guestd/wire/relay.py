@@ -26,6 +26,8 @@ _Connect = Callable[[socket.socket], Awaitable[tuple[socket.socket, Callable[[],
 _BACKLOG = 1024
 LAST_PRIVILEGED_PORT = 1023
 """LAST_RESERVED_PORT of net/vmw_vsock/af_vsock.c: binding below needs CAP_NET_BIND_SERVICE."""
+_SHUN_SECONDS, _SHUN_MAX_SECONDS = 1.0, 60.0
+_LAST_WORDS_SECONDS = 0.1
 MAX_CONNECTIONS_PER_GUEST = 4
 
 
@@ -153,6 +155,11 @@ def vsock_listener(port: int) -> socket.socket:
     return sock
 
 
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it is closed already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
 class DialRelay:
     """The guest's relay: a unix socket whose connections `dial` takes to the host."""
 
@@ -190,6 +197,24 @@ class IngressRelay:
         self._peers = peers
         self._listeners: dict[str, _Listener] = {}
         self._open: Counter[str] = Counter()
+        self._servers: dict[str, set[socket.socket]] = {}  # the servers' side of each guest's connections
+        self._shunned: dict[str, tuple[float, float]] = {}  # until when (loop's clock), and for how long
+
+    def shun(self, guest: str) -> float:
+        """Close a guest's connections in a moment (its streams may still be told why) and take no new ones for a
+        while, longer each time: streams that are opened and refused cost more than those that are kept. The seconds;
+        0 when that goes on already.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        until, before = self._shunned.get(guest, (0.0, 0.0))
+        if now < until:
+            return 0.0
+        seconds = min(_SHUN_MAX_SECONDS, 2 * before) if before and now - until < _SHUN_MAX_SECONDS else _SHUN_SECONDS
+        self._shunned[guest] = now + seconds, seconds
+        for server in self._servers.get(guest, ()):
+            loop.call_later(_LAST_WORDS_SECONDS, _hang_up, server)
+        return seconds
 
     def listen_unix(self, guest: str, path: Path, privileged_ports: bool) -> None:
         """Take connections at `path` for that guest: the socket is the identity.
@@ -241,6 +266,9 @@ class IngressRelay:
 
         :raise OSError: When the server does not take one more now.
         """
+        until, _ = self._shunned.get(peer.guest, (0.0, 0.0))
+        if until and asyncio.get_running_loop().time() < until:
+            return None
         if self._open[peer.guest] >= MAX_CONNECTIONS_PER_GUEST:
             _log.warning("%s has %d connections open already: closed", peer.guest, MAX_CONNECTIONS_PER_GUEST)
             return None
@@ -255,10 +283,12 @@ class IngressRelay:
             self._peers.remove(name)
             raise
         self._open[peer.guest] += 1
+        self._servers.setdefault(peer.guest, set()).add(server)
 
         def release() -> None:
             self._peers.remove(name)
             self._open[peer.guest] -= 1
+            self._servers[peer.guest].discard(server)
 
         return server, release
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from guestd.wire import relay
 from guestd.wire.relay import (
     MAX_CONNECTIONS_PER_GUEST,
     DialRelay,
@@ -169,6 +170,39 @@ async def test_stopping_ends_that_guests_connections_only(rig: Rig) -> None:
         await dial(rig.root / "a")
     b[1].write(b"y")
     assert await b[0].read(1) == b"y"
+    for _, writer in (a, b):
+        writer.close()
+
+
+async def test_who_floods_is_cut_off_for_a_while_longer_each_time_and_nobody_else(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_SHUN_SECONDS", 0.3)
+    a, b = await dial(rig.root / "a"), await dial(rig.root / "b")
+    for reader, writer in (a, b):
+        writer.write(b"x")
+        assert await reader.read(1) == b"x"
+    assert rig.relay.shun("a") == 0.3
+    assert rig.relay.shun("a") == 0, "goes on already"
+    async with asyncio.timeout(5):
+        assert await a[0].read() == b"", "what was open is closed"
+        assert await echo(rig.root / "a", b"") == b"", "and what is new"
+    b[1].write(b"y")
+    assert await b[0].read(1) == b"y"
+
+    async def served() -> bool:
+        try:
+            return await echo(rig.root / "a", b"z") == b"z"
+        except ConnectionError:  # closed before it was written
+            return False
+
+    for _ in range(250):
+        if await served():
+            break
+        await asyncio.sleep(0.02)
+    else:
+        pytest.fail("never listened to again")
+    assert rig.relay.shun("a") == 0.6
     for _, writer in (a, b):
         writer.close()
 
