@@ -11,10 +11,16 @@ from guestd.model.vm import VmStatus
 
 _QUOTA_STEP = 10
 """A CPU quota moves by a tenth or more."""
+_MEMORY_STEP = 4
+"""While there is plenty, memory goes back by a quarter or more, or down to the minimum: a need that goes to and fro
+would else be a resize each time.
+"""
 
 
-def may_shrink(guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float) -> bool:
-    """Whether a shrink may begin."""
+def may_shrink(
+    guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float, plenty: bool = False
+) -> bool:
+    """Whether a shrink may begin; while there is plenty for all, one for little may not."""
     if track.phase is not Phase.IDLE or track.target >= track.reserved or now < track.shrink_after:
         return False
     if guest.why_fixed(now, stale_seconds) is not None or guest.demand is None:
@@ -23,7 +29,7 @@ def may_shrink(guest: GuestState, track: Track, timing: Timing, stale_seconds: f
     return (
         not (track.kind is Kind.MEMORY and guest.demand.under_memory_pressure)
         and amount < track.reserved
-        and not (amount > guest.bounds(track.kind)[0] and is_slight(guest, track, track.reserved - amount))
+        and not (amount > guest.bounds(track.kind)[0] and is_slight(guest, track, track.reserved - amount, plenty))
         and track.in_budget(now, timing, shrinking=True)
     )
 
@@ -100,9 +106,11 @@ def may_grow(guest: GuestState, track: Track, timing: Timing, stale_seconds: flo
     return track.target > aim and track.in_budget(now, timing, shrinking=False)
 
 
-def is_slight(guest: GuestState, track: Track, step: int) -> bool:
-    """Whether a step of a CPU quota is too small to be worth telling anybody."""
-    if track.kind is not Kind.CPU or not guest.bounded:
+def is_slight(guest: GuestState, track: Track, step: int, plenty: bool = False) -> bool:
+    """Whether a step of a CPU quota is too small to be worth telling anybody, or of memory while there is plenty."""
+    if track.kind is Kind.MEMORY:
+        return plenty and step * _MEMORY_STEP < track.reserved and not is_over_burst(guest, track)
+    if not guest.bounded:
         return False
     return step < MILLICORES_PER_VCPU and step * _QUOTA_STEP < track.reserved
 

@@ -396,7 +396,7 @@ class BrokerMachine:
             track.reason = judge.explain(guest, track, stale, now)
             self._resizer.log(guest, kind, f"taking CPU time by quota: {track.reason.text}")
             self._resizer.force(guest, track, forced)
-        elif judge.may_shrink(guest, track, self.timing, stale, now):
+        elif judge.may_shrink(guest, track, self.timing, stale, now, self._plenty[kind]):
             track.reason = judge.explain(guest, track, stale, now)
             self._resizer.shrink(guest, track, judge.shrink_amount(guest, track))
         elif judge.must_park(guest, track, self.timing, stale, now):

@@ -747,3 +747,16 @@ def test_what_fell_by_itself_while_it_was_asked_for_is_not_asked_for_again() -> 
     actions = one.answer(order, AckStatus.DONE, GIB)
     assert of(RequestMemory, actions) == [], "that would be a grow"
     assert one.reserved.memory_bytes == GIB - BLOCK
+
+
+def test_while_there_is_plenty_memory_goes_back_by_a_quarter_or_down_to_the_minimum() -> None:
+    one = One().grown(1, 2 * GIB)
+    assert sent(one.demand(memory=1664 * MIB)) == [], "less than a quarter"
+    assert reclaim(one.demand(memory=1536 * MIB)).amount == 1536 * MIB
+    small = One().grown(1, BOOT + BLOCK)
+    assert reclaim(small.demand(memory=BOOT)).amount == BOOT, "the minimum"
+
+
+def test_where_memory_is_scarce_every_block_counts() -> None:
+    one = One(HostCapacity(Resources(8000, 2 * GIB + BLOCK))).grown(1, 2 * GIB)
+    assert reclaim(one.demand(memory=2 * GIB - BLOCK)).amount == 2 * GIB - BLOCK
