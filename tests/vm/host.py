@@ -40,6 +40,7 @@ CONVERGE_SECONDS = 30.0
 OVERHEAD_BYTES = 64 * MIB
 
 _BROKER_START_SECONDS = 20.0
+_CLEAN_UP_SECONDS = 0.4
 _FACTS = (
     "cd /sys/devices/system; cat cpu/online memory/block_size_bytes;"
     " grep -lx online memory/memory*/state | wc -l; sed -n 's/^MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo"
@@ -138,7 +139,18 @@ class Host:
         await self.close()
 
     async def close(self) -> None:
-        """End everything that was started here."""
+        """End everything that was started here: the VMs first, for the broker clears up behind them."""
+        for machine in self.machines.values():
+            if machine.running:
+                await machine.kill()
+        if self._broker is not None and self._broker.returncode is None and self.machines:
+            with contextlib.suppress(AssertionError, UnreachableError):
+                await self.until(
+                    "all VMs gone",
+                    lambda look: all(view.vm_status is VmStatus.GONE for view in look.views.values()),
+                    5,
+                )
+            await asyncio.sleep(_CLEAN_UP_SECONDS)
         await self._close_client()
         if self._broker is not None and self._broker.returncode is None:
             self._broker.terminate()

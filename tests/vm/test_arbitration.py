@@ -38,6 +38,8 @@ async def host(guest_image: GuestImage) -> AsyncIterator[Host]:
     async with Host(guest_image, {VM: SPEC}) as host:
         await rests(host, 60)
         yield host
+    left = list(Path("/sys/fs/cgroup").glob(f"**/guestd-{VM}"))
+    assert left == [], "the broker clears up behind a VM that has ended"
 
 
 async def cpu_seconds(host: Host) -> float:

@@ -48,14 +48,17 @@ class CpuBound:
         elif self._group is None or self._group.pid != pid:
             self._group = self._make_group(pid)
 
-    def process_ended(self) -> None:
-        """Remove its group. May be repeated, and has to be: threads that are just ending keep it for a moment."""
+    def process_ended(self) -> bool:
+        """Remove its group; whether there is none any more. May be repeated, and has to be: threads that are just
+        ending keep it for a moment.
+        """
         try:
             if self._group is None or self._group.remove():
                 self._group = None
         except CgroupError as error:
             _log.warning("%s: %s, left behind", self._name, error)
             self._group = None
+        return self._group is None
 
     async def look(self, threads: Set[int]) -> Bandwidth | None:
         """What there is, with these threads bound; None when the VM is not enforced."""

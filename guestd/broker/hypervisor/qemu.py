@@ -59,6 +59,7 @@ _WORTH_ASKING = frozenset(
         "WATCHDOG",
     }
 )
+_CLEAN_UP_SECONDS = 0.2  # until what is left of a process that ended is looked at again
 _NO_BALLOON = frozenset({"DeviceNotActive", "KVMMissingCap"})
 
 
@@ -143,7 +144,8 @@ class QemuVm:
                 return VmState(VmStatus.UNREACHABLE)
         except HypervisorGone:
             pass
-        self._cpu.process_ended()
+        if not self._cpu.process_ended():
+            asyncio.get_running_loop().call_later(_CLEAN_UP_SECONDS, self._notify_soon)
         return VmState(VmStatus.GONE)
 
     async def request_vcpus(self, count: int) -> None:

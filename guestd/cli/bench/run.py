@@ -12,7 +12,7 @@ from typing import Any
 import guestd
 from guestd.cli.bench.report import document, table
 from guestd.cli.bench.session import Plan, Session
-from guestd.cli.demo.run import GUEST_NAME, _broker
+from guestd.cli.demo.run import GUEST_NAME, _broker, end_vm
 from guestd.cli.demo.verify import Expected
 from guestd.lab import accel as accelerators
 from guestd.lab import image as lab_image
@@ -73,6 +73,7 @@ async def _run(result: dict[str, Any], plan: Plan, accel: str | None, out_dir: P
         finally:
             description = _describe(config, kernel, session.qemu_version, chosen)
             result.update(document(description, session.cpu, session.memory, session.footprint))
+            await end_vm(machine, client)
 
 
 def _describe(config: MachineConfig, guest_kernel: str, qemu_version: str, accel: str) -> dict[str, Any]:

@@ -31,6 +31,8 @@ from guestd.lab.machine import Machine
 from guestd.lab.qemu import MachineConfig
 from guestd.model.errors import GuestdError, UnreachableError
 from guestd.model.units import format_size
+from guestd.model.view import GuestView
+from guestd.model.vm import VmStatus
 from guestd.wire.client import BrokerClient
 
 GUEST_NAME = "demo"
@@ -40,6 +42,7 @@ _QUERY_SECONDS = 5.0
 _QEMU_END_SECONDS = 2.0
 _BROKER_START_SECONDS = 20.0
 _BROKER_STOP_SECONDS = 5.0
+_CLEAN_UP_SECONDS = 0.4
 
 
 def run_demo(*, load: bool, accel: str | None, out_dir: Path) -> int:
@@ -155,7 +158,19 @@ async def _run(recorder: Recorder, expected: Expected, plan: Plan, accel: str | 
                 raise DemoError(await _last_words(machine, error)) from error
             finally:
                 _keep_logs(machine, out_dir)
-            display.say("stopping broker and VM")
+                display.say("stopping VM and broker")
+                await end_vm(machine, client)
+
+
+async def end_vm(machine: Machine, client: BrokerClient) -> None:
+    """End the VM before its broker, which then clears up behind it: its cgroup."""
+    await machine.kill()
+    with contextlib.suppress(GuestdError, TimeoutError):
+        async with asyncio.timeout(_BROKER_STOP_SECONDS):
+            async for change in client.watch_guests():
+                if isinstance(change, GuestView) and change.vm_status is VmStatus.GONE:
+                    break
+    await asyncio.sleep(_CLEAN_UP_SECONDS)
 
 
 async def _boot(machine: Machine, accel: str, recorder: Recorder, display: Display) -> None:
