@@ -23,7 +23,7 @@ from guestd.broker.core.track import Timing
 from guestd.broker.failpoint import Failpoint, reach
 from guestd.broker.hypervisor.base import Vm
 from guestd.broker.journal import Journal, SavedGuest
-from guestd.broker.operator import Operators, parks
+from guestd.broker.operator import Operators
 from guestd.broker.session import CONNECTION_MESSAGES, Allowance, Session
 from guestd.broker.worker import VmWorker, is_unknown
 from guestd.model.errors import AdmissionError, FloodError, HypervisorError, JournalError, SupersededError
@@ -88,7 +88,7 @@ class Engine(Operators):
             if guest.name in by_call:
                 limits, origin = by_call[guest.name], (LimitsOrigin.ADMIN, saved.limits[guest.name][1])
             known = saved.reserved.get(guest.name, SavedGuest())
-            self.machine.add_guest(guest.name, limits, known.reserved, known.revision, known.credit, parks(guest))
+            self.machine.add_guest(guest.name, limits, known.reserved, known.revision, known.credit, guest.park_cpus)
             self.machine.pause(guest.name, guest.name in saved.paused)
             self._origin[guest.name] = origin
             await self._attach(guest)

@@ -92,7 +92,7 @@ class Operators(ABC):
                 configuration.check_channels({**self._guests, name: guest})
             except ConfigError as error:
                 raise ValueError(str(error)) from error
-            self.machine.add_guest(name, limits, park=parks(guest))
+            self.machine.add_guest(name, limits, park=guest.park_cpus)
             reach(Failpoint.ADDING)
             try:
                 await self._journal.add_guest(guest)
@@ -196,11 +196,11 @@ class Operators(ABC):
     async def _take_over(self, guest: GuestConfig, limits: Limits) -> None:
         known = self._guests.get(guest.name)
         if known is None:
-            self.machine.add_guest(guest.name, limits, park=parks(guest))
+            self.machine.add_guest(guest.name, limits, park=guest.park_cpus)
             self._origin[guest.name] = self._file_origin(guest)
             await self._attach(guest)
             return
-        self.machine.guests[guest.name].park = parks(guest)
+        self.machine.guests[guest.name].park = guest.park_cpus
         self.machine.set_limits(guest.name, limits)
         if self._origin[guest.name][0] is not LimitsOrigin.ADMIN:
             self._origin[guest.name] = self._file_origin(guest)
@@ -229,13 +229,10 @@ class Operators(ABC):
             event.set()
 
 
-def parks(guest: GuestConfig) -> bool:
-    """Whether its vCPUs are parked rather than unplugged."""
-    return bool(getattr(guest, "park_cpus", False))
-
-
 def changed_limits(limits: Limits, change: LimitsChange) -> Limits:
-    """The limits with that change. A burst that is taken away (0) takes its credit and refill along."""
+    """The limits with that change. A burst that is taken away (0) takes its credit and refill along, one that is new
+    gets the usual ones.
+    """
 
     def pick(cpu: int | None, memory: int | None, old: Resources) -> Resources:
         return Resources(
@@ -244,13 +241,19 @@ def changed_limits(limits: Limits, change: LimitsChange) -> Limits:
         )
 
     burst = pick(change.cpu_burst_millicores, change.memory_burst_bytes, limits.burst)
+    maximum = pick(change.cpu_max_millicores, change.memory_max_bytes, limits.max)
     credit, refill = limits.burst_credit, limits.burst_refill
     for kind in Kind:
         if burst.get(kind) == 0:
-            credit, refill = credit.with_(kind, 0), refill.with_(kind, 0)
+            usual = 0, 0
+        elif limits.burst.get(kind) == 0:
+            usual = Limits.usual_burst(maximum.get(kind), burst.get(kind))
+        else:
+            continue
+        credit, refill = credit.with_(kind, usual[0]), refill.with_(kind, usual[1])
     return Limits(
         pick(change.cpu_min_millicores, change.memory_min_bytes, limits.min),
-        pick(change.cpu_max_millicores, change.memory_max_bytes, limits.max),
+        maximum,
         pick(change.cpu_weight, change.memory_weight, limits.weight),
         burst,
         pick(change.cpu_burst_credit, change.memory_burst_credit, credit),

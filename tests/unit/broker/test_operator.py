@@ -86,6 +86,16 @@ def test_every_part_of_a_burst_can_be_changed() -> None:
     assert changed.burst_refill == Resources(2, 5)
 
 
+def test_a_new_burst_gets_the_usual_bucket_unless_it_is_said() -> None:
+    plain = Limits(LIMITS.min, LIMITS.max)
+    changed = changed_limits(plain, LimitsChange(cpu_burst_millicores=LIMITS.max.cpu_millicores + 2000))
+    assert changed.burst_credit == Resources(2000 * 300, 0)
+    assert changed.burst_refill == Resources(200, 0)
+    assert changed.problems() == []
+    said = changed_limits(plain, LimitsChange(cpu_burst_millicores=9000, cpu_burst_credit=7))
+    assert said.burst_credit.cpu_millicores == 7
+
+
 def test_a_burst_that_is_taken_away_takes_its_bucket_along() -> None:
     changed = changed_limits(LIMITS, LimitsChange(memory_burst_bytes=0))
     assert changed.burst == Resources(6000, 0)
