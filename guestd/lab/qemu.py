@@ -14,6 +14,12 @@ CONSOLE_PORT_NAME = "lab"
 _SOCKET_PATH_LIMIT = 107
 
 
+_CODE_MIB = 2047
+"""For translated code, the most that QEMU takes: a vCPU that is plugged while all of it is in use ends QEMU 7.2 (an
+assertion in tcg_region_initial_alloc), and a VM that lives for long comes there.
+"""
+
+
 @dataclass(frozen=True)
 class MachineConfig:
     """What a machine is at boot, and how far it can grow.
@@ -126,7 +132,8 @@ def command_line(config: MachineConfig, paths: MachinePaths, accel: str) -> list
     sockets = {"qmp": paths.qmp, "observer": paths.observer, "keeper": paths.keeper, "console": paths.console}
     command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"]
     command += ["-name", f"guestd-lab-{config.name}", "-nodefaults", "-no-user-config", "-display", "none"]
-    command += ["-machine", "q35,memory-backend=ram0", "-accel", "kvm" if kvm else "tcg,thread=multi"]
+    accelerator = "kvm" if kvm else f"tcg,thread=multi,tb-size={_CODE_MIB}"
+    command += ["-machine", "q35,memory-backend=ram0", "-accel", accelerator]
     # Emulated, the guest would load KVM's modules (3 s of boot) only to find nobody to serve.
     command += ["-cpu", "host" if kvm else "max,-svm"]
     slots = config.max_cpus if kvm else max(config.cpu_slots, config.max_cpus)
