@@ -13,7 +13,7 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock
+from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock, NodeZones
 
 _CPU = "sys/devices/system/cpu"
 _MEMORY = "sys/devices/system/memory"
@@ -37,7 +37,6 @@ def read_inventory(
     for index in changed:
         known.pop(index, None)
     block_size = _read(root / _MEMORY / "block_size_bytes")
-    kernel_zone, kernel_free, movable_zone = read_zones(root)
     return Inventory(
         cpus_possible=read_cpus(root, "possible"),
         cpus_present=present,
@@ -45,9 +44,7 @@ def read_inventory(
         cpus_pinned=_read_pinned(root, present),
         block_bytes=int(block_size, 16) if block_size else 0,
         blocks=_read_blocks(root / _MEMORY, known) if block_size else (),
-        kernel_zone_bytes=kernel_zone,
-        kernel_free_bytes=kernel_free,
-        movable_zone_bytes=movable_zone,
+        zones=read_zones(root),
     )
 
 
@@ -69,25 +66,30 @@ def parse_cpu_list(text: str) -> frozenset[int]:
     return frozenset(numbers)
 
 
-def parse_zones(text: str) -> tuple[int, int, int]:
-    """Pages of `/proc/zoneinfo`: present in kernel zones, free in kernel zones, present in ZONE_MOVABLE.
+def parse_zones(text: str, page_bytes: int) -> tuple[NodeZones, ...]:
+    """The zones of `/proc/zoneinfo`, summed up by NUMA node; nodes without memory are left out.
 
     Present, not managed: so the kernel's own policy counts the two (mm/memory_hotplug.c,
     auto_movable_stats_account_zone).
     """
-    kernel = free = movable = 0
-    zone = ""
+    pages: dict[int, list[int]] = {}  # present in kernel zones, free in them, present in ZONE_MOVABLE
+    zone, counts = "", [0, 0, 0]
     for line in text.splitlines():
         if line.startswith("Node "):
-            zone = line.rpartition(" ")[2]
+            place, _, zone = line.rpartition(" ")
+            counts = pages.setdefault(int(place[5:].partition(",")[0]), [0, 0, 0])
         elif line.startswith("        present"):
             if zone == "Movable":
-                movable += int(line[15:])
+                counts[2] += int(line[15:])
             elif zone != "Device":
-                kernel += int(line[15:])
+                counts[0] += int(line[15:])
         elif line.startswith("  pages free") and zone not in ("Movable", "Device"):
-            free += int(line[12:])
-    return kernel, free, movable
+            counts[1] += int(line[12:])
+    return tuple(
+        NodeZones(node, *(count * page_bytes for count in counts))
+        for node, counts in sorted(pages.items())
+        if any(counts)
+    )
 
 
 def read_cpus(root: Path | str, which: str) -> frozenset[int]:
@@ -95,11 +97,9 @@ def read_cpus(root: Path | str, which: str) -> frozenset[int]:
     return parse_cpu_list(_read(Path(root) / _CPU / which) or "")
 
 
-def read_zones(root: Path | str = "/") -> tuple[int, int, int]:
-    """Bytes present in kernel zones, free in kernel zones, and present in ZONE_MOVABLE."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    kernel, free, movable = parse_zones(_read(Path(root) / "proc/zoneinfo") or "")
-    return kernel * page, free * page, movable * page
+def read_zones(root: Path | str = "/") -> tuple[NodeZones, ...]:
+    """The memory of each NUMA node by what it may be used for, in bytes."""
+    return parse_zones(_read(Path(root) / "proc/zoneinfo") or "", os.sysconf("SC_PAGE_SIZE"))
 
 
 def capabilities(root: Path | str = "/") -> frozenset[Capability]:

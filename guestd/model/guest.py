@@ -34,6 +34,10 @@ class Sample:
     memory_available_bytes: int
     swap_used_bytes: int
     refaults: int  # cumulative, pages (workingset_refault_file + _anon)
+    memory_free_bytes: int = 0  # used for nothing at all
+    io_some_us: int | None = None  # PSI total
+    swap_in_pages: int = 0  # cumulative
+    oom_kills: int = 0  # cumulative
 
 
 class BlockState(StrEnum):
@@ -51,6 +55,17 @@ class MemoryBlock:
     index: int
     state: BlockState
     movable: bool = False
+    node: int = 0  # NUMA
+
+
+@dataclass(frozen=True, slots=True)
+class NodeZones:
+    """The memory of one NUMA node, by what it may be used for; bytes."""
+
+    node: int = 0
+    kernel_present_bytes: int = 0  # in zones that kernel allocations can use
+    kernel_free_bytes: int = 0  # free in those zones
+    movable_present_bytes: int = 0  # in ZONE_MOVABLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +78,22 @@ class Inventory:
     cpus_pinned: frozenset[int] = frozenset()  # isolated, or without an `online` file: never offlined
     block_bytes: int = 0
     blocks: tuple[MemoryBlock, ...] = ()
-    kernel_zone_bytes: int = 0  # memory present in zones that kernel allocations can use
-    kernel_free_bytes: int = 0  # free memory in those zones
-    movable_zone_bytes: int = 0  # memory present in ZONE_MOVABLE
+    zones: tuple[NodeZones, ...] = ()  # one per NUMA node with memory
+
+    @property
+    def kernel_zone_bytes(self) -> int:
+        """Memory present in zones that kernel allocations can use."""
+        return sum(node.kernel_present_bytes for node in self.zones)
+
+    @property
+    def kernel_free_bytes(self) -> int:
+        """Free memory in those zones."""
+        return sum(node.kernel_free_bytes for node in self.zones)
+
+    @property
+    def movable_zone_bytes(self) -> int:
+        """Memory present in ZONE_MOVABLE."""
+        return sum(node.movable_present_bytes for node in self.zones)
 
     @property
     def memory_online_bytes(self) -> int:

@@ -154,13 +154,16 @@ class RefusalReason(StrEnum):
     STALE = "stale"  # an older epoch or revision
     FAILED = "failed"  # the kernel said anything else
     DRY_RUN = "dry-run"
+    VETO = "veto"  # a hook said no, or not yet
+    OTHERS = "others"  # something else in the guest holds it so: a person, a rule, another agent
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
     """The answer to an order: what was achieved, and why not the rest.
 
-    For a grant `achieved` is what is online; for a reclaim what the guest can shrink to now.
+    For a grant `achieved` is what is online; for a reclaim what the guest can shrink to now, and `later_amount`
+    what it expects to be able to shrink to after `retry_after_seconds` (0: it promises nothing).
     """
 
     id: OrderId
@@ -171,6 +174,7 @@ class Ack:
     refusal: RefusalReason | None = None
     text: str = ""
     retry_after_seconds: float = 0.0
+    later_amount: int = 0
 
 
 @dataclass(frozen=True, slots=True)

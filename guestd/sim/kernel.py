@@ -7,8 +7,8 @@ waits, and tasks that wait show up in the stall counters, as with PSI.
 from dataclasses import dataclass
 
 from guestd.broker.hypervisor.fake import FakeVm
-from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, Op
-from guestd.model.guest import BlockState, Inventory, MemoryBlock, Sample
+from guestd.guest.core.ops import BlockOp, BlockTarget, CompactOp, CpuOp, HandResult, HandStatus, HookOp, Op, TrimOp
+from guestd.model.guest import BlockState, Inventory, MemoryBlock, NodeZones, Sample
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
 
 BLOCK_BYTES = 128 * MIB
@@ -37,6 +37,7 @@ class GuestKernel:
         self.pinned: frozenset[int] = frozenset()
         self.failing: dict[Op, int] = {}  # operations that fail, and with which errno
         self.op_seconds = 0.0  # how long an operation takes
+        self.hook_says = "none"  # what its hooks come to: see `HookOp`
         self.busy_seconds: dict[int, float] = {}
         self.idle_seconds: dict[int, float] = {}
         self.cpu_some_us = 0
@@ -98,7 +99,8 @@ class GuestKernel:
         idle = {number: self.idle_seconds.get(number, 0.0) for number in sorted(self.online_cpus)}
         available = max(0, total - self.load.memory_bytes)
         return Sample(
-            busy, idle, 0.0, round(self.load.tasks), self.cpu_some_us, self.memory_some_us, 0, total, available, 0, 0
+            *(busy, idle, 0.0, round(self.load.tasks), self.cpu_some_us, self.memory_some_us, 0),
+            *(total, available, 0, 0, available),
         )
 
     def inventory(self) -> Inventory:
@@ -115,9 +117,7 @@ class GuestKernel:
             cpus_pinned=self.pinned,
             block_bytes=BLOCK_BYTES,
             blocks=tuple(MemoryBlock(index, state, index >= 4) for index, state in enumerate(states)),
-            kernel_zone_bytes=kernel,
-            kernel_free_bytes=kernel // 4,
-            movable_zone_bytes=movable,
+            zones=(NodeZones(0, kernel, kernel // 4, movable),),
         )
 
     def perform(self, op: Op) -> HandResult:
@@ -135,6 +135,10 @@ class GuestKernel:
                 if index >= self.present_blocks:
                     return HandResult(op, HandStatus.GONE)
                 (self.online_blocks.discard if target is BlockTarget.OFFLINE else self.online_blocks.add)(index)
+            case TrimOp() | CompactOp():
+                return HandResult(op, HandStatus.OK, 0, self.op_seconds, "0")
+            case HookOp():
+                return HandResult(op, HandStatus.OK, 0, self.op_seconds, self.hook_says)
         return HandResult(op, HandStatus.OK, 0, self.op_seconds)
 
     def reboot(self) -> None:

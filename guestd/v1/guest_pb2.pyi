@@ -204,6 +204,10 @@ class _RefusalReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Refusal
     """The kernel failed in another way, see the text."""
     REFUSAL_REASON_DRY_RUN: _RefusalReason.ValueType  # 9
     """The guest runs with --dry-run."""
+    REFUSAL_REASON_VETO: _RefusalReason.ValueType  # 10
+    """A hook of the guest said no, or not yet."""
+    REFUSAL_REASON_OTHERS: _RefusalReason.ValueType  # 11
+    """Something else in the guest holds it so: a person, a rule, another agent."""
 
 class RefusalReason(_RefusalReason, metaclass=_RefusalReasonEnumTypeWrapper):
     """Why an order was not carried out in whole. An ordinary outcome, not an error."""
@@ -228,6 +232,10 @@ REFUSAL_REASON_FAILED: RefusalReason.ValueType  # 8
 """The kernel failed in another way, see the text."""
 REFUSAL_REASON_DRY_RUN: RefusalReason.ValueType  # 9
 """The guest runs with --dry-run."""
+REFUSAL_REASON_VETO: RefusalReason.ValueType  # 10
+"""A hook of the guest said no, or not yet."""
+REFUSAL_REASON_OTHERS: RefusalReason.ValueType  # 11
+"""Something else in the guest holds it so: a person, a rule, another agent."""
 Global___RefusalReason: _TypeAlias = RefusalReason  # noqa: Y015
 
 @_typing.final
@@ -638,6 +646,7 @@ class Ack(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
     USABLE_FIELD_NUMBER: _builtins.int
+    LATER_AMOUNT_FIELD_NUMBER: _builtins.int
     kind: _common_pb2.ResourceKind.ValueType
     """The order's kind."""
     status: Global___AckStatus.ValueType
@@ -648,6 +657,10 @@ class Ack(_message.Message):
     """Why not the rest."""
     text: _builtins.str
     """The same in words, at most 512 bytes."""
+    later_amount: _builtins.int
+    """For a reclaim: what the VM is expected to be able to shrink to after retry_after, millicores or bytes; 0: no
+    promise.
+    """
     @_builtins.property
     def id(self) -> Global___OrderId:
         """The order answered."""
@@ -671,10 +684,11 @@ class Ack(_message.Message):
         text: _builtins.str = ...,
         retry_after: _duration_pb2.Duration | None = ...,
         usable: _common_pb2.Usable | None = ...,
+        later_amount: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "retry_after", b"retry_after", "usable", b"usable"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["achieved", b"achieved", "id", b"id", "kind", b"kind", "refusal", b"refusal", "retry_after", b"retry_after", "status", b"status", "text", b"text", "usable", b"usable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["achieved", b"achieved", "id", b"id", "kind", b"kind", "later_amount", b"later_amount", "refusal", b"refusal", "retry_after", b"retry_after", "status", b"status", "text", b"text", "usable", b"usable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,8 @@ _REFUSAL = {
     RefusalReason.STALE: guest_pb2.REFUSAL_REASON_STALE,
     RefusalReason.FAILED: guest_pb2.REFUSAL_REASON_FAILED,
     RefusalReason.DRY_RUN: guest_pb2.REFUSAL_REASON_DRY_RUN,
+    RefusalReason.VETO: guest_pb2.REFUSAL_REASON_VETO,
+    RefusalReason.OTHERS: guest_pb2.REFUSAL_REASON_OTHERS,
 }
 _KIND_BACK = {number: kind for kind, number in _KIND.items()}
 _CAPABILITY_BACK = {number: capability for capability, number in _CAPABILITY.items()}
@@ -219,6 +221,7 @@ def _ack_to_wire(ack: Ack) -> guest_pb2.Ack:
         text=ack.text[:MAX_TEXT],
         retry_after=_duration(ack.retry_after_seconds),
         usable=usable_to_wire(ack.usable),
+        later_amount=ack.later_amount,
     )
 
 
@@ -233,6 +236,7 @@ def _ack_from_wire(ack: guest_pb2.Ack) -> Ack:
         refusal=_REFUSAL_BACK.get(ack.refusal),
         text=clean(ack.text, MAX_TEXT),
         retry_after_seconds=_seconds("ack.retry_after", ack.retry_after),
+        later_amount=_within("ack.later_amount", ack.later_amount, _most(kind)),
     )
 
 

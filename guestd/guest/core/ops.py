@@ -4,6 +4,8 @@ import errno
 from dataclasses import dataclass
 from enum import StrEnum
 
+from guestd.model.resources import Kind
+
 
 class HandStatus(StrEnum):
     """What became of an operation."""
@@ -49,7 +51,51 @@ class BlockOp:
         return f"block {self.index} {self.target}"
 
 
-Op = CpuOp | BlockOp
+@dataclass(frozen=True, slots=True)
+class TrimOp:
+    """Have the kernel give up so much of its least used memory (page cache first, swap where there is some)."""
+
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"reclaim {self.bytes}"
+
+
+@dataclass(frozen=True, slots=True)
+class CompactOp:
+    """Have the kernel move what is in use together."""
+
+    def __str__(self) -> str:
+        return "compact"
+
+
+class HookEvent(StrEnum):
+    """When hooks are run."""
+
+    BEFORE_SHRINK = "before-shrink"  # may veto, or ask for time
+    AFTER_GROW = "after-grow"
+    BURST_ENDING = "burst-ending"
+
+
+@dataclass(frozen=True, slots=True)
+class HookOp:
+    """Run the hooks of this guest, one after the other; amounts in millicores or bytes.
+
+    The result's `state` is ``none`` (there are none), ``done``, ``veto:NAME`` or ``wait:SECONDS:NAME``; with the
+    status FAILED it is ``failed:NAME``, and the resize goes on.
+    """
+
+    event: HookEvent
+    kind: Kind
+    before: int
+    after: int
+    seconds: int  # that they have
+
+    def __str__(self) -> str:
+        return f"hook {self.event} {self.kind} {self.before} {self.after} {self.seconds}"
+
+
+Op = CpuOp | BlockOp | TrimOp | CompactOp | HookOp
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from guestd.guest import sysfs
 from guestd.guest.sysfs import capabilities, parse_cpu_list, parse_zones, read_inventory
-from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock
+from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock, NodeZones
 
 ZONEINFO = """Node 0, zone      DMA
   per-node stats
@@ -88,9 +88,7 @@ def test_inventory(tmp_path: Path) -> None:
             MemoryBlock(10, BlockState.GOING_OFFLINE),
             MemoryBlock(32, BlockState.OFFLINE),
         ),
-        kernel_zone_bytes=3230 * page,
-        kernel_free_bytes=1110 * page,
-        movable_zone_bytes=500 * page,
+        zones=(NodeZones(0, 3200 * page, 1100 * page, 500 * page), NodeZones(1, 30 * page, 10 * page, 0)),
     )
 
 
@@ -161,7 +159,7 @@ def test_other_cpu_lists_are_value_errors(text: str) -> None:
 
 
 def test_zones_of_nothing() -> None:
-    assert parse_zones("") == (0, 0, 0)
+    assert parse_zones("", 4096) == ()
 
 
 def test_capabilities(tmp_path: Path) -> None:

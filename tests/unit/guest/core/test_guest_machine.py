@@ -10,7 +10,7 @@ import pytest
 
 from guestd.guest.core.machine import Action, Do, GuestMachine, Rescan, Say, Settings, TakeSample
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, Op
-from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, Sample
+from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, NodeZones, Sample
 from guestd.model.messages import (
     Ack,
     AckStatus,
@@ -63,9 +63,9 @@ class One:
         blocks = tuple(
             MemoryBlock(index, BlockState.ONLINE if index in self.blocks else BlockState.OFFLINE) for index in range(8)
         )
-        inventory = Inventory(
-            frozenset(range(4)), frozenset(range(4)), frozenset(self.cpus), self.pinned, BLOCK, blocks, GIB, GIB, 0
-        )
+        numbers = frozenset(range(4))
+        zones = (NodeZones(0, GIB, GIB, 0),)
+        inventory = Inventory(numbers, numbers, frozenset(self.cpus), self.pinned, BLOCK, blocks, zones)
         self.machine.on_inventory(inventory, self.now)
         self.sample()
         return self.machine.next_actions(self.now)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from guestd.guest.core import plan
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp
-from guestd.model.guest import BlockState, Inventory, MemoryBlock
+from guestd.model.guest import BlockState, Inventory, MemoryBlock, NodeZones
 from guestd.model.units import GIB, MIB
 
 BLOCK = 128 * MIB
@@ -26,9 +26,7 @@ def memory(online: int, offline: int, kernel: int = GIB, movable: int = 0, free:
     return Inventory(
         block_bytes=BLOCK,
         blocks=tuple(reversed(blocks)),
-        kernel_zone_bytes=kernel,
-        kernel_free_bytes=free,
-        movable_zone_bytes=movable,
+        zones=(NodeZones(0, kernel, free, movable),),
     )
 
 
