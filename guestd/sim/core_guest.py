@@ -90,7 +90,7 @@ class CoreGuest:
         self._run_dir.mkdir(exist_ok=True)
         self.daemon = Daemon(
             machine,
-            self.kernel.sample,
+            lambda quick: self.kernel.sample(),
             self.kernel.inventory,
             _Hands(self.kernel),
             lambda: dial_unix(str(self._broker)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from guestd.broker.core import actions as broker_actions
 from guestd.broker.hypervisor.fake import FakeVm
-from guestd.guest.core import machine as guest_machine
+from guestd.guest.core import actions as guest_actions
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import HandResult
 from guestd.model.errors import HypervisorError
@@ -28,7 +28,7 @@ _OBSERVE = broker_actions.Observe
 _ALL = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE, Capability.VIRTIO_MEM, Capability.PSI})
 
 
-def daemon(boot: int, generation: int, now: float, settings: guest_machine.Settings | None) -> GuestMachine:
+def daemon(boot: int, generation: int, now: float, settings: guest_actions.Settings | None) -> GuestMachine:
     """A guest daemon that was just started."""
     identity = Identity(boot.to_bytes(16, "big"), generation, "sim", "sim", "sim", _ALL)
     machine = GuestMachine(identity, now, settings)
@@ -114,7 +114,7 @@ class SimGuest:
         self.machine.on_disconnected()
         self.alarm = min(self.alarm, now)
 
-    def start_daemon(self, now: float, settings: guest_machine.Settings | None) -> None:
+    def start_daemon(self, now: float, settings: guest_actions.Settings | None) -> None:
         """Another daemon in the place of the old one, which took what it knew along."""
         self.doing.clear()
         self.machine = daemon(self.boot, self.generation, self.clock(now), settings)
@@ -134,10 +134,10 @@ class SimGuest:
             actions = self.machine.next_actions(self.clock(now))
             for action in actions:
                 match action:
-                    case guest_machine.Say():
+                    case guest_actions.Say():
                         watch.on_said(self, action.message)
                         say(action.message)
-                    case guest_machine.Log():
+                    case guest_actions.Log():
                         log(action.text)
                     case _:
                         self._perform(action, now, watch)
@@ -146,16 +146,16 @@ class SimGuest:
         self.alarm = self.machine.wake_at(self.clock(now)) - self.clock_seconds
 
     def _perform(
-        self, action: guest_machine.TakeSample | guest_machine.Rescan | guest_machine.Do, now: float, watch: "Watch"
+        self, action: guest_actions.TakeSample | guest_actions.Rescan | guest_actions.Do, now: float, watch: "Watch"
     ) -> None:
         match action:
-            case guest_machine.TakeSample():
+            case guest_actions.TakeSample():
                 self.machine.on_sample(self.kernel.sample(), self.clock(now))
-            case guest_machine.Rescan():
+            case guest_actions.Rescan():
                 inventory = self.kernel.inventory()
                 watch.on_inventory(self, inventory)
                 self.machine.on_inventory(inventory, self.clock(now))
-            case guest_machine.Do():
+            case guest_actions.Do():
                 for op in action.ops:
                     watch.on_op(self, op)
                     result = self.kernel.perform(op)

@@ -19,7 +19,7 @@ import numpy as np
 from guestd.broker.core.ledger import HostCapacity, admit
 from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm, Fault
-from guestd.guest.core.machine import Settings
+from guestd.guest.core.actions import Settings
 from guestd.guest.core.ops import HandResult, HandStatus, Op
 from guestd.model.guest import Inventory, Sample
 from guestd.model.resources import Kind, Limits

@@ -19,7 +19,7 @@ from guestd.broker.core.ledger import HostCapacity
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm
-from guestd.guest.core import machine as guest_machine
+from guestd.guest.core import actions as guest_actions
 from guestd.model.errors import HypervisorError, OutcomeUnknown
 from guestd.model.messages import Ack, Demand, Grant, GuestMessage, Heartbeat, Hello, Reclaim, Throttle
 from guestd.model.resources import Limits, Resources
@@ -65,7 +65,7 @@ class World:
         host: HostCapacity,
         timing: Timing | None = None,
         fate: Callable[[object], Fate] = lambda _: (0.0,),
-        settings: guest_machine.Settings | None = None,
+        settings: guest_actions.Settings | None = None,
         step_seconds: float = STEP_SECONDS,
     ) -> None:
         self.now = 1000.0

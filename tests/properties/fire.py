@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from guestd.broker.core.ledger import HostCapacity
 from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm, Fault
-from guestd.guest.core.machine import Settings
+from guestd.guest.core.actions import Settings
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp
 from guestd.model.errors import AdmissionError
 from guestd.model.resources import Kind, Limits, Resources

@@ -33,7 +33,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from guestd.model.guest import Sample
-from guestd.model.messages import Reason, Urgency
+from guestd.model.messages import Reason, Throttle, Urgency
 from guestd.model.units import MIB, MILLICORES_PER_VCPU, format_size
 
 
@@ -105,7 +105,7 @@ class CpuEstimator:
         self._history: deque[tuple[float, Sample]] = deque()
         self._held = _Held(self._settings.hold_seconds)
 
-    def update(self, sample: Sample, online: int, now: float) -> CpuNeed:
+    def update(self, sample: Sample, online: int, now: float, throttle: Throttle | None = None) -> CpuNeed:
         """:param online: CPUs online now; :param now: seconds, monotonic."""
         settings, history = self._settings, self._history
         if not history:

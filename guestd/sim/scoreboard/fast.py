@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from guestd.broker.core.ledger import HostCapacity
-from guestd.guest.core.machine import Settings
+from guestd.guest.core.actions import Settings
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MILLICORES_PER_VCPU
 from guestd.sim.peers import static

@@ -1,143 +1,28 @@
 """The guest's decisions, event by event."""
 
 import errno
-from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
-from typing import TypeVar
 
 import pytest
+from one import BLOCK, HEARTBEAT_SECONDS, SETTINGS, One, grant, of, ops, reclaim, said
 
-from guestd.guest.core.machine import Action, Do, GuestMachine, Rescan, Say, Settings, TakeSample
-from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, Op
-from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, NodeZones, Sample
+from guestd.guest.core.actions import Do, Rescan, Say
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandStatus
+from guestd.model.guest import Capability
 from guestd.model.messages import (
     Ack,
     AckStatus,
     Demand,
-    Grant,
     Heartbeat,
     OrderId,
-    Reason,
-    Reclaim,
     ReclaimStage,
     RefusalReason,
     Urgency,
     Usable,
-    Welcome,
 )
-from guestd.model.resources import Kind, Resources
+from guestd.model.resources import Kind
 from guestd.model.units import GIB, MIB
-
-T = TypeVar("T")
-BLOCK = 128 * MIB
-ALL = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE, Capability.PSI})
-SETTINGS = Settings()
-HEARTBEAT_SECONDS = 10.0
-
-
-def of(kind: type[T], actions: Iterable[Action]) -> list[T]:
-    return [action for action in actions if isinstance(action, kind)]
-
-
-def said(kind: type[T], actions: Iterable[Action]) -> list[T]:
-    return [action.message for action in actions if isinstance(action, Say) and isinstance(action.message, kind)]
-
-
-def ops(actions: Iterable[Action]) -> list[Op]:
-    return [op for action in of(Do, actions) for op in action.ops]
-
-
-class One:
-    """A guest of 4 present CPUs and 8 present blocks, of which some are online."""
-
-    def __init__(self, cpus: int = 1, blocks: int = 4, capabilities: Iterable[Capability] = ALL) -> None:
-        self.now = 100.0
-        self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
-        self.used_bytes, self.memory_some_us, self.refaults, self.epoch = 100 * MIB, 0, 0, 3
-        self.machine = GuestMachine(Identity(bytes(16), 1, capabilities=frozenset(capabilities)), self.now)
-        self.look()
-
-    def look(self) -> list[Action]:
-        """Feed it what is there."""
-        blocks = tuple(
-            MemoryBlock(index, BlockState.ONLINE if index in self.blocks else BlockState.OFFLINE) for index in range(8)
-        )
-        numbers = frozenset(range(4))
-        zones = (NodeZones(0, GIB, GIB, 0),)
-        inventory = Inventory(numbers, numbers, frozenset(self.cpus), self.pinned, BLOCK, blocks, zones)
-        self.machine.on_inventory(inventory, self.now)
-        self.sample()
-        return self.machine.next_actions(self.now)
-
-    def sample(self) -> None:
-        total = len(self.blocks) * BLOCK - 48 * MIB
-        busy = dict.fromkeys(self.cpus, 1.0)
-        fields = {"cpu_busy_seconds": busy, "memory_total_bytes": total, "refaults": self.refaults}
-        sample = _sample(**fields, memory_available_bytes=total - self.used_bytes, memory_some_us=self.memory_some_us)
-        self.machine.on_sample(sample, self.now)
-
-    def welcome(self, epoch: int = 3) -> list[Action]:
-        self.epoch = epoch
-        limits = Resources(1000, 512 * MIB), Resources(4000, 2 * GIB)
-        self.machine.on_welcome(Welcome(1, "a", epoch, HEARTBEAT_SECONDS, *limits), self.now)
-        return self.step()
-
-    def step(self, seconds: float = 0.0) -> list[Action]:
-        """What it does, now or a while later, with samples and scans as it asks for them."""
-        self.now += seconds
-        done: list[Action] = []
-        for _ in range(4):
-            actions = self.machine.next_actions(self.now)
-            done += actions
-            if of(Rescan, actions):
-                done += self.look()
-            elif of(TakeSample, actions):
-                self.sample()
-        return done
-
-    def order(self, order: Grant | Reclaim) -> list[Action]:
-        self.machine.on_order(order, self.now)
-        return self.step()
-
-    def result(self, op: Op, status: HandStatus = HandStatus.OK, number: int = 0) -> list[Action]:
-        """The helper says what became of an operation, and the kernel shows it."""
-        if status is HandStatus.OK:
-            if isinstance(op, CpuOp):
-                (self.cpus.add if op.online else self.cpus.discard)(op.number)
-            else:
-                self.blocks.add(op.index)
-        self.machine.on_result(HandResult(op, status, number, 0.01), self.now)
-        return self.step()
-
-
-def _sample(**fields: object) -> Sample:
-    busy = fields["cpu_busy_seconds"]
-    assert isinstance(busy, dict)
-    base = {
-        "cpu_idle_seconds": dict.fromkeys(busy, 0.0),
-        "cpu_steal_seconds": 0.0,
-        "runnable": 0,
-        "cpu_some_us": 0,
-        "memory_some_us": 0,
-        "memory_full_us": 0,
-        "memory_total_bytes": GIB,
-        "memory_available_bytes": GIB,
-        "swap_used_bytes": 0,
-        "refaults": 0,
-    }
-    return Sample(**{**base, **fields})  # type: ignore[arg-type]
-
-
-def grant(kind: Kind, amount: int, request: int = 1, revision: int = 1, epoch: int = 3) -> Grant:
-    return Grant(OrderId(epoch, request, revision), kind, amount)
-
-
-def reclaim(kind: Kind, amount: int, request: int = 1, revision: int = 1, seconds: float = 5.0) -> Reclaim:
-    return Reclaim(OrderId(3, request, revision), kind, amount, ReclaimStage.ASK, seconds, Reason("t", "t"))
-
-
-# ---- grants --------------------------------------------------------------------------------------
 
 
 def test_a_grant_of_cpus_is_brought_online_and_answered() -> None:
@@ -202,95 +87,6 @@ def test_without_the_means_a_grant_is_answered_at_once() -> None:
 
 
 # ---- reclaims ------------------------------------------------------------------------------------
-
-
-def test_cpus_are_taken_offline_before_the_answer() -> None:
-    one = One(cpus=4)
-    one.welcome()
-    actions = one.order(reclaim(Kind.CPU, 2000))
-    assert ops(actions) == [CpuOp(3, False), CpuOp(2, False)]
-    assert said(Ack, actions) == []
-    one.result(CpuOp(3, False))
-    [ack] = said(Ack, one.result(CpuOp(2, False)))
-    assert (ack.status, ack.achieved) == (AckStatus.DONE, 2000)
-    assert ops(one.step(10)) == []  # and stay offline
-
-
-def test_cpus_that_stay_make_a_partial_answer_and_are_left_alone() -> None:
-    one = One(cpus=4)
-    one.welcome()
-    one.order(grant(Kind.CPU, 4000))
-    one.order(reclaim(Kind.CPU, 1000, 2, 2))
-    one.result(CpuOp(3, False))
-    one.result(CpuOp(2, False), HandStatus.FAILED, errno.EBUSY)
-    [ack] = said(Ack, one.result(CpuOp(1, False), HandStatus.FAILED, errno.EBUSY))
-    assert (ack.status, ack.achieved, ack.refusal) == (AckStatus.PARTIAL, 3000, RefusalReason.BUSY)
-    assert "EBUSY" in ack.text
-
-
-def test_pinned_cpus_are_refused() -> None:
-    one = One(cpus=2)
-    one.pinned = frozenset({1})
-    one.look()
-    one.welcome()
-    actions = one.order(reclaim(Kind.CPU, 1000))
-    assert ops(actions) == []
-    [ack] = said(Ack, actions)
-    assert (ack.status, ack.achieved, ack.refusal) == (AckStatus.REFUSED, 2000, RefusalReason.PINNED)
-
-
-def test_a_reclaim_that_hangs_is_answered_at_its_deadline() -> None:
-    one = One(cpus=2)
-    one.welcome()
-    one.order(reclaim(Kind.CPU, 1000, seconds=5))
-    assert said(Ack, one.step(4.9)) == []
-    [ack] = said(Ack, one.step(0.2))
-    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.TIMEOUT)
-
-
-def test_memory_says_how_low_it_can_go() -> None:
-    one = One(blocks=8)
-    one.welcome()
-    one.order(grant(Kind.MEMORY, 8 * BLOCK))
-    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
-    assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
-
-
-def test_memory_in_use_makes_a_counter_offer_or_a_refusal() -> None:
-    one = One(blocks=8)
-    one.used_bytes = 600 * MIB
-    one.look()
-    one.welcome()
-    one.order(grant(Kind.MEMORY, 8 * BLOCK))
-    actions = one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 2, 2))
-    [ack] = said(Ack, actions)
-    assert (ack.status, ack.refusal) == (AckStatus.PARTIAL, RefusalReason.IN_USE)
-    assert 600 * MIB < ack.achieved < 8 * BLOCK
-    one.used_bytes = 900 * MIB
-    one.look()
-    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 3, 3)))
-    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.IN_USE)
-    assert ack.retry_after_seconds > 0
-
-
-def test_under_pressure_no_memory_is_given() -> None:
-    one = One(blocks=8)
-    one.welcome()
-    one.order(grant(Kind.MEMORY, 8 * BLOCK))
-    one.memory_some_us += 900_000
-    one.refaults += 5000
-    one.step(0.3)
-    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
-    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.PRESSURE)
-
-
-def test_memory_blocks_are_never_taken_offline_by_the_daemon() -> None:
-    one = One(blocks=8)
-    one.welcome()
-    assert ops(one.order(reclaim(Kind.MEMORY, BLOCK))) == []
-
-
-# ---- exactly once --------------------------------------------------------------------------------
 
 
 def test_an_older_epoch_or_revision_is_answered_stale_and_changes_nothing() -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from guestd.guest.core.machine import GuestMachine, Rescan, Settings, TakeSample
+from guestd.guest.core.actions import Rescan, Settings, TakeSample
+from guestd.guest.core.machine import GuestMachine
 from guestd.model.guest import Capability, Identity, Inventory, Sample
 from guestd.model.units import GIB, MIB
 

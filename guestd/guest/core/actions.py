@@ -1,0 +1,67 @@
+"""What the guest's machine asks of its shell, and the constants of its decisions."""
+
+from dataclasses import dataclass
+
+from guestd.guest.core.ops import Op
+from guestd.model.messages import GuestMessage
+from guestd.model.units import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times in seconds."""
+
+    quick_seconds: float = 0.05
+    calm_seconds: float = 0.25
+    rest_seconds: float = 5.0
+    quick_for_seconds: float = 0.5  # after something moved
+    calm_for_seconds: float = 8.0  # likewise; longer than a lower need must hold to be believed
+    stir_bytes: int = 4 * MIB  # so much more memory in use than at the sample before: something moves
+    reconcile_seconds: float = 10.0  # look at CPUs and blocks even if no event came
+    reconcile_moving_seconds: float = 0.5  # the same while an order is open
+    grant_answer_seconds: float = 20.0
+    answer_margin_seconds: float = 1.0  # an answer is on its way so long before the order's deadline
+    reclaim_tries: int = 3
+    backoff_seconds: float = 2.0  # for a CPU or block that failed; doubled each time
+    backoff_max_seconds: float = 300.0
+    op_deadline_seconds: float = 10.0
+    hook_seconds: float = 20.0  # what hooks have before a shrink, and after a grow
+    trim_seconds: float = 3.0  # for one trim, or a compaction
+    trim_chunk_bytes: int = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class TakeSample:
+    """Read the load now. `quick`: the next one follows soon, by the fast lane."""
+
+    quick: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rescan:
+    """Read CPUs and blocks now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """Have the helper do these, in order."""
+
+    ops: tuple[Op, ...]
+    deadline_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """Send to the broker."""
+
+    message: GuestMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """One decision in words."""
+
+    text: str
+
+
+Action = TakeSample | Rescan | Do | Say | Log

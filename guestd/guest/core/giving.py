@@ -1,0 +1,180 @@
+"""A reclaim, step by step: hooks, room for what must move, CPUs or blocks offline, and the answer.
+
+The law:
+
+1. Hooks are asked first; while they have not agreed nothing is touched (`hooks`).
+2. Memory is made free where what must move has no place to go (`give.trim_bytes`), in chunks, a second before the
+   order's deadline at the latest.
+3. What takes pages (virtio-mem, balloon) then does it by itself, on the host's word: the answer says how low it may go.
+   Blocks of DIMMs are taken offline here, one by one, each with a deadline of its own.
+4. Pressure ends it all: nothing more is given.
+"""
+
+from guestd.guest.core import give
+from guestd.guest.core.estimate import MemoryNeed
+from guestd.guest.core.hooks import Said, Verdict
+from guestd.guest.core.ops import BlockOp, CpuOp, HookOp, TrimOp
+from guestd.guest.core.orders import Order
+from guestd.guest.core.state import State
+from guestd.model.guest import Capability
+from guestd.model.messages import Ack, AckStatus, Reclaim, RefusalReason
+from guestd.model.resources import Kind
+from guestd.model.units import MIB, MILLICORES_PER_VCPU
+
+_SPARE_CHUNKS = 4  # of a chunk, a quarter is to stay free
+
+
+class Giving:
+    """Carries out reclaims on what is known (`state`)."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    # ---- what to do ------------------------------------------------------------------------------
+
+    def next_hook(self, current: Order, order: Reclaim, now: float) -> HookOp | None:
+        """How to ask the hooks, where they are to be asked."""
+        if current.answer is not None or not self._has_something_to_give(order):
+            return None
+        state = self._state
+        return state.hooks.ask(order.kind, current.before, order.amount, state.step(order.kind), now)
+
+    def next_cpus(self, current: Order, order: Reclaim, now: float) -> list[CpuOp]:
+        """CPUs to take offline now."""
+        state = self._state
+        if (
+            current.answer is not None
+            or current.tries >= state.settings.reclaim_tries
+            or not self._agreed(current, order, now)
+        ):
+            return []
+        ops = give.cpus_to_offline(state.inventory, vcpus(order.amount), state.busy(CpuOp, now))
+        current.tries += 1 if ops else 0
+        return ops
+
+    def next_trim(self, current: Order, order: Reclaim, now: float) -> TrimOp | None:
+        """Memory that the kernel is to give up now, so that there is room."""
+        state, need = self._state, self._state.memory
+        if current.answer is not None or current.trimmed or self._late(current, now) or state.sample_is_old:
+            return None
+        if state.sample is None or need is None or need.pressure or state.is_doing(TrimOp):
+            return None
+        if not self._agreed(current, order, now):
+            return None
+        given = current.before - max(order.amount, need.floor_bytes)
+        chunk = state.settings.trim_chunk_bytes
+        wanted = give.trim_bytes(state.sample, given, chunk // _SPARE_CHUNKS) if given > 0 else 0
+        current.trimmed = wanted <= chunk  # then it is the last one
+        return TrimOp(min(wanted, chunk)) if wanted >= MIB and self._may_switch_memory else None
+
+    def next_block(self, current: Order, order: Reclaim, now: float) -> list[BlockOp]:
+        """The block to take offline now, where that is the guest's to do."""
+        state, need = self._state, self._state.memory
+        if (
+            current.answer is not None
+            or not self._gives_blocks
+            or state.is_doing(BlockOp, TrimOp)
+            or self._late(current, now)
+        ):
+            return []
+        if need is None or need.pressure or not current.trimmed or not self._agreed(current, order, now):
+            return []
+        lowest = max(order.amount, need.floor_bytes)
+        busy, failures = state.busy(BlockOp, now), state.setbacks.counts(BlockOp)
+        return give.blocks_to_offline(state.inventory, lowest, failures, busy)[:1]
+
+    # ---- answers ---------------------------------------------------------------------------------
+
+    def cpu_answer(self, order: Reclaim, current: Order, now: float) -> Ack | None:
+        """None: not yet."""
+        state, answers = self._state, self._state.answers(now)
+        left, late = answers.online(Kind.CPU), now >= current.deadline
+        if left <= order.amount:
+            return answers.ack(order, AckStatus.DONE)
+        if Capability.CPU_ONLINE not in state.capabilities:
+            return answers.ack(order, AckStatus.REFUSED, RefusalReason.UNSUPPORTED, "CPUs cannot be taken offline here")
+        if not self._agreed(current, order, now):
+            return self._objection(order, current, now)
+        if state.is_doing(CpuOp):
+            return answers.not_done(order, left, current.before, RefusalReason.TIMEOUT) if late else None
+        if not give.cpus_to_offline(state.inventory, vcpus(order.amount), ()):
+            return answers.not_done(order, left, current.before, RefusalReason.PINNED)
+        out_of_tries = current.tries >= state.settings.reclaim_tries
+        if out_of_tries or late or state.setbacks.last(CpuOp) is not None:
+            return answers.not_done(order, left, current.before, RefusalReason.BUSY)
+        return None
+
+    def memory_answer(self, order: Reclaim, current: Order, now: float) -> Ack | None:
+        """None: not yet."""
+        state, answers, need = self._state, self._state.answers(now), self._state.memory
+        if need is None:
+            return None
+        if need.pressure:
+            return answers.pressure(order, need)
+        if not self._agreed(current, order, now):
+            return self._objection(order, current, now)
+        if (not current.trimmed or state.is_doing(TrimOp, BlockOp) or state.sample_is_old) and not self._late(
+            current, now
+        ):
+            return None
+        return (
+            self._block_answer(order, current, need, now)
+            if self._gives_blocks
+            else answers.memory(order, need, current.before)
+        )
+
+    def _block_answer(self, order: Reclaim, current: Order, need: MemoryNeed, now: float) -> Ack | None:
+        state, answers = self._state, self._state.answers(now)
+        late = self._late(current, now)
+        lowest = max(order.amount, need.floor_bytes)
+        if not late and give.blocks_to_offline(state.inventory, lowest, {}, state.busy(BlockOp, now)):
+            return None  # `next_block` takes them, one after the other
+        left = answers.online(Kind.MEMORY)
+        if left <= order.amount:
+            return answers.ack(order, AckStatus.DONE)
+        if order.amount < need.floor_bytes and left < lowest + state.inventory.block_bytes:
+            return answers.memory(order, need, left)
+        return answers.not_done(order, left, current.before, RefusalReason.TIMEOUT if late else RefusalReason.BUSY)
+
+    def _objection(self, order: Reclaim, current: Order, now: float) -> Ack | None:
+        """What the hooks have against it, when they have said so or the time is nearly over."""
+        said = self._said(current, order, now)
+        if said.verdict is Verdict.ASKED and not self._late(current, now):
+            return None
+        return self._state.answers(now).hooks_object(order, said, self._state.settings.hook_seconds)
+
+    # ---- small parts -----------------------------------------------------------------------------
+
+    def _said(self, current: Order, order: Reclaim, now: float) -> Said:
+        state = self._state
+        return state.hooks.say(order.kind, current.before, order.amount, state.step(order.kind), now)
+
+    def _agreed(self, current: Order, order: Reclaim, now: float) -> bool:
+        return self._said(current, order, now).verdict is Verdict.GO
+
+    def _late(self, current: Order, now: float) -> bool:
+        """Whether it is time for the answer to be on its way."""
+        return now >= current.deadline - self._state.settings.answer_margin_seconds
+
+    @property
+    def _gives_blocks(self) -> bool:
+        """Memory is taken offline here: there is no driver that takes pages."""
+        pages = {Capability.VIRTIO_MEM, Capability.BALLOON}
+        return not self._state.capabilities & pages and self._may_switch_memory
+
+    @property
+    def _may_switch_memory(self) -> bool:
+        return Capability.MEMORY_ONLINE in self._state.capabilities
+
+    def _has_something_to_give(self, order: Reclaim) -> bool:
+        """Whether hooks are worth asking: not for what the answer is clear of already."""
+        state = self._state
+        if order.kind is Kind.MEMORY:
+            return state.memory is not None and not state.memory.pressure
+        online = state.usable.vcpus_online * MILLICORES_PER_VCPU
+        return Capability.CPU_ONLINE in state.capabilities and online > order.amount
+
+
+def vcpus(millicores: int) -> int:
+    """Whole vCPUs for so much."""
+    return -(-millicores // MILLICORES_PER_VCPU)

@@ -1,0 +1,120 @@
+"""What the hooks of this guest were told, and what they said. Hooks are programs of the image's builder.
+
+The law:
+
+1. They hear of whole steps: a vCPU, a memory block. `told` is the amount that they heard of last.
+2. One run per kind at a time; what comes meanwhile is told afterwards.
+3. Before a shrink they may say no (veto) or not yet (wait). A veto holds for a while, "not yet" for as long as it says;
+   then they are asked again. Failing is no veto.
+4. A shrink that did not come to what they were told is told as a grow. At the start they are told once what there
+   is, with 0 before: an application may have been set up for another size.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from guestd.guest.core.ops import HandResult, HookEvent, HookOp
+from guestd.model.messages import Reason
+from guestd.model.resources import Kind
+from guestd.model.units import MILLICORES_PER_VCPU
+
+_VETO_SECONDS = 10.0
+_LONGEST_WAIT_SECONDS = 600.0
+
+
+class Verdict(StrEnum):
+    """What hooks say to a shrink."""
+
+    GO = "go"
+    VETO = "veto"
+    WAIT = "wait"
+    ASKED = "asked"  # they have not answered yet
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Their last word on a shrink: from whom, and until when it holds."""
+
+    verdict: Verdict
+    name: str = ""
+    until: float = 0.0
+
+
+class Hooks:
+    """The hooks of one guest."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.told: dict[Kind, int] = {}
+        self._running: dict[Kind, HookOp] = {}
+        self._said: dict[Kind, Said] = {}
+        self._failed: dict[Kind, str] = {}
+        self.failures = 0
+        """How often one failed, hung or was not to be trusted."""
+
+    def say(self, kind: Kind, before: int, after: int, step: int, now: float) -> Said:
+        """What they say to a shrink, as far as they have.
+
+        :param step: a vCPU in millicores, or a memory block in bytes.
+        """
+        said = self._said.get(kind)
+        if kind in self._running:
+            return Said(Verdict.ASKED)
+        if said is not None and now < said.until:
+            return said
+        return Said(Verdict.ASKED if _steps(after, self.told.get(kind, before), step) < 0 else Verdict.GO)
+
+    def ask(self, kind: Kind, before: int, after: int, step: int, now: float) -> HookOp | None:
+        """How to ask them about a shrink, where what they say is not known and they are not at it."""
+        if kind in self._running or self.say(kind, before, after, step, now).verdict is not Verdict.ASKED:
+            return None
+        return self._run(HookOp(HookEvent.BEFORE_SHRINK, kind, before, after, round(self._seconds)))
+
+    def after_grow(self, kind: Kind, amount: int, step: int) -> HookOp | None:
+        """How to tell them that there is more than they know of, if there is."""
+        if kind in self._running or _steps(amount, self.told.get(kind, 0), step) <= 0:
+            return None
+        before, self.told[kind] = self.told.get(kind, 0), amount
+        return self._run(HookOp(HookEvent.AFTER_GROW, kind, before, amount, round(self._seconds)))
+
+    def burst_ending(self, kind: Kind, amount: int, burst: int, seconds: float) -> HookOp | None:
+        """How to tell them that what is above `amount - burst` goes within so many seconds."""
+        if kind in self._running:
+            return None
+        return self._run(HookOp(HookEvent.BURST_ENDING, kind, amount, amount - burst, max(1, min(600, int(seconds)))))
+
+    def _run(self, op: HookOp) -> HookOp:
+        self._running[op.kind] = op
+        return op
+
+    def on_result(self, op: HookOp, result: HandResult, now: float) -> None:
+        """They have answered, or failed to."""
+        self._running.pop(op.kind, None)
+        self._said.pop(op.kind, None)
+        word, _, rest = result.state.partition(":")
+        if word == "failed" or not (result.ok or word in ("", "none")):
+            self.failures += 1
+            self._failed[op.kind] = rest or str(result.status)
+        elif word != "none":
+            self._failed.pop(op.kind, None)
+        if op.event is not HookEvent.BEFORE_SHRINK:
+            return
+        if word == "veto":
+            self._said[op.kind] = Said(Verdict.VETO, rest, now + _VETO_SECONDS)
+        elif word == "wait":
+            seconds, _, name = rest.partition(":")
+            wait = min(float(seconds), _LONGEST_WAIT_SECONDS) if seconds.isdecimal() else _VETO_SECONDS
+            self._said[op.kind] = Said(Verdict.WAIT, name, now + wait)
+        else:
+            self.told[op.kind] = op.after
+
+    def reasons(self) -> list[Reason]:
+        """What went wrong with them, in words."""
+        return [Reason("hook-failed", f"hook for {kind} failed: {name}") for kind, name in self._failed.items()]
+
+
+def _steps(amount: int, known: int, step: int) -> int:
+    """Whole steps from what is known to the amount; CPUs are counted rounded up."""
+    if step == MILLICORES_PER_VCPU:
+        return -(-amount // step) - -(-known // step)
+    return (amount - known) // step if amount >= known else -((known - amount) // step)

@@ -1,0 +1,46 @@
+"""When to take the next sample: often while something moves, hardly ever at rest.
+
+Quick for `quick_for_seconds` after a trigger, an order or a movement; calm for `calm_for_seconds` after a movement or
+an order; then at rest, as long as the shell says at once when tasks begin to wait or memory is used up (`watched`).
+"""
+
+from guestd.guest.core.actions import Settings, TakeSample
+
+
+class Pace:
+    """The rhythm of one guest's samples."""
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self._settings = settings
+        self._quick_until = 0.0
+        self._calm_until = now + settings.calm_for_seconds
+        self.watched = False
+        self.next_at = now
+
+    def moved(self, now: float) -> None:
+        """Something moves: look closely, and keep looking for a while."""
+        self._quick_until = now + self._settings.quick_for_seconds
+        self._calm_until = now + self._settings.calm_for_seconds
+
+    def alarm(self, now: float) -> None:
+        """Something may be moving: look closely for a moment."""
+        self._quick_until = max(self._quick_until, now + self._settings.quick_for_seconds)
+        self.soon(now)
+
+    def soon(self, now: float) -> None:
+        """Look now."""
+        self.next_at = min(self.next_at, now)
+
+    def due(self, now: float, settled: bool) -> TakeSample | None:
+        """The sample that is due, if one is. `settled`: no order is open and nothing is being done."""
+        if now < self.next_at:
+            return None
+        pause = self._pause(now, settled)
+        self.next_at = now + pause
+        return TakeSample(quick=pause < self._settings.rest_seconds)
+
+    def _pause(self, now: float, settled: bool) -> float:
+        if now < self._quick_until:
+            return self._settings.quick_seconds
+        at_rest = self.watched and settled and now >= self._calm_until
+        return self._settings.rest_seconds if at_rest else self._settings.calm_seconds

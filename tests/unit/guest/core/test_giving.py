@@ -1,0 +1,284 @@
+"""Giving back, event by event: hooks, room for what moves, CPUs and blocks, answers."""
+
+import errno
+from dataclasses import replace
+
+import pytest
+from one import ALL, BLOCK, SETTINGS, One, grant, hooks, ops, reclaim, said, trims
+
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandStatus, HookEvent, HookOp, TrimOp
+from guestd.model.guest import Capability
+from guestd.model.messages import (
+    Ack,
+    AckStatus,
+    Demand,
+    GrantStage,
+    RefusalReason,
+)
+from guestd.model.resources import Kind
+from guestd.model.units import MIB
+
+
+def test_cpus_are_taken_offline_before_the_answer() -> None:
+    one = One(cpus=4)
+    one.welcome()
+    actions = one.order(reclaim(Kind.CPU, 2000))
+    assert ops(actions) == [CpuOp(3, False), CpuOp(2, False)]
+    assert said(Ack, actions) == []
+    one.result(CpuOp(3, False))
+    [ack] = said(Ack, one.result(CpuOp(2, False)))
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 2000)
+    assert ops(one.step(10)) == []  # and stay offline
+
+
+def test_cpus_that_stay_make_a_partial_answer_and_are_left_alone() -> None:
+    one = One(cpus=4)
+    one.welcome()
+    one.order(grant(Kind.CPU, 4000))
+    one.order(reclaim(Kind.CPU, 1000, 2, 2))
+    one.result(CpuOp(3, False))
+    one.result(CpuOp(2, False), HandStatus.FAILED, errno.EBUSY)
+    [ack] = said(Ack, one.result(CpuOp(1, False), HandStatus.FAILED, errno.EBUSY))
+    assert (ack.status, ack.achieved, ack.refusal) == (AckStatus.PARTIAL, 3000, RefusalReason.BUSY)
+    assert "EBUSY" in ack.text
+
+
+def test_pinned_cpus_are_refused() -> None:
+    one = One(cpus=2)
+    one.pinned = frozenset({1})
+    one.look()
+    one.welcome()
+    actions = one.order(reclaim(Kind.CPU, 1000))
+    assert ops(actions) == []
+    [ack] = said(Ack, actions)
+    assert (ack.status, ack.achieved, ack.refusal) == (AckStatus.REFUSED, 2000, RefusalReason.PINNED)
+
+
+def test_a_reclaim_that_hangs_is_answered_at_its_deadline() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.order(reclaim(Kind.CPU, 1000, seconds=5))
+    assert said(Ack, one.step(4.9)) == []
+    [ack] = said(Ack, one.step(0.2))
+    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.TIMEOUT)
+
+
+def test_memory_says_how_low_it_can_go() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
+
+
+def test_memory_in_use_makes_a_counter_offer_or_a_refusal() -> None:
+    one = One(blocks=8)
+    one.used_bytes = 600 * MIB
+    one.look()
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    actions = one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 2, 2))
+    [ack] = said(Ack, actions)
+    assert (ack.status, ack.refusal) == (AckStatus.PARTIAL, RefusalReason.IN_USE)
+    assert 600 * MIB < ack.achieved < 8 * BLOCK
+    one.used_bytes = 900 * MIB
+    one.look()
+    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 3, 3)))
+    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.IN_USE)
+    assert ack.retry_after_seconds > 0
+
+
+def test_under_pressure_no_memory_is_given() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.memory_some_us += 900_000
+    one.refaults += 5000
+    one.step(0.3)
+    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
+    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.PRESSURE)
+
+
+def test_memory_blocks_are_never_taken_offline_by_the_daemon() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    assert ops(one.order(reclaim(Kind.MEMORY, BLOCK))) == []
+
+
+# ---- exactly once --------------------------------------------------------------------------------
+
+
+def test_hooks_are_asked_before_anything_is_taken() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    actions = one.order(reclaim(Kind.CPU, 1000))
+    assert hooks(actions) == [HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 20)]
+    assert ops(actions) == []
+    assert hooks(one.step(0.5)) == [], "they are asked once"
+    done = one.hooked(HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 20), "done")
+    assert ops(done) == [CpuOp(1, False)]
+
+
+def test_a_veto_is_a_refusal_with_the_name_of_the_hook_and_holds_for_a_while() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.hooks_say = "veto:50-database"
+    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
+    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.VETO)
+    assert "50-database" in ack.text
+    assert ack.retry_after_seconds == pytest.approx(10.0)
+    actions = one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 3, 3))
+    assert hooks(actions) == [], "not asked again so soon"
+    assert said(Ack, actions)[0].refusal is RefusalReason.VETO
+    one.step(11.0)
+    one.hooks_say = "done"
+    actions = one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 4, 4))
+    assert len(hooks(actions)) == 1
+    assert said(Ack, actions)[0].status is AckStatus.DONE
+
+
+def test_a_hook_that_asks_for_time_says_when_and_how_much() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.hooks_say = "wait:40:50-jvm"
+    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
+    assert (ack.status, ack.refusal) == (AckStatus.REFUSED, RefusalReason.VETO)
+    assert ack.retry_after_seconds == pytest.approx(40.0)
+    assert ack.later_amount == 4 * BLOCK
+
+
+def test_hooks_that_are_still_at_it_do_not_keep_the_broker_waiting() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    one.order(reclaim(Kind.CPU, 1000, seconds=5))
+    assert said(Ack, one.step(3.9)) == []
+    [ack] = said(Ack, one.step(0.2))
+    assert (ack.status, ack.later_amount) == (AckStatus.REFUSED, 1000)
+    assert "still at it" in ack.text
+    # Their answer is known when the broker asks again.
+    one.hooked(HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 20), "done")
+    actions = one.order(reclaim(Kind.CPU, 1000, 2, 2))
+    assert hooks(actions) == []
+    assert ops(actions) == [CpuOp(1, False)]
+
+
+def test_a_hook_that_fails_is_counted_and_said_and_the_shrink_goes_on() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [op] = hooks(one.order(reclaim(Kind.CPU, 1000)))
+    actions = one.hooked(op, "failed:50-broken", HandStatus.FAILED)
+    assert ops(actions) == [CpuOp(1, False)]
+    assert one.machine.counters["failed-hooks"] == 1
+    [demand] = said(Demand, actions)
+    assert "hook-failed" in [reason.code for reason in demand.reasons]
+
+
+def test_hooks_hear_of_more_when_it_is_there_and_only_of_whole_steps() -> None:
+    one = One(cpus=1)
+    one.welcome()
+    one.hooks_say = "done"
+    actions = one.order(grant(Kind.CPU, 2000))
+    assert hooks(actions) == [], "it is not there yet"
+    assert hooks(one.result(CpuOp(1, True))) == [HookOp(HookEvent.AFTER_GROW, Kind.CPU, 0, 2000, 20)]
+    assert hooks(one.order(grant(Kind.CPU, 1400, 2, 2))) == [], "still two vCPUs"
+
+
+def test_a_shrink_that_stops_short_is_told_as_a_grow() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.hooks_say = "done"
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.used_bytes = 700 * MIB
+    one.step(0.3)
+    actions = one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 2, 2))
+    assert [op.after for op in hooks(actions)] == [2 * BLOCK]
+    actions = one.order(grant(Kind.MEMORY, 7 * BLOCK, 3, 3))
+    assert hooks(actions) == [HookOp(HookEvent.AFTER_GROW, Kind.MEMORY, 2 * BLOCK, 7 * BLOCK, 20)]
+
+
+def test_hooks_hear_that_a_burst_ends() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = "none"
+    ending = replace(grant(Kind.CPU, 2000), stage=GrantStage.ENDING, remaining_seconds=9.7, burst=1000)
+    events = [(op.event, op.before, op.after, op.seconds) for op in hooks(one.order(ending))]
+    assert (HookEvent.BURST_ENDING, 2000, 1000, 9) in events
+
+
+def test_room_is_made_in_chunks_before_memory_is_given() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    actions = one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2))
+    assert trims(actions) == [TrimOp(256 * MIB)]
+    assert said(Ack, actions) == []
+    one.free_bytes += 256 * MIB
+    actions = one.result(TrimOp(256 * MIB))
+    [last] = trims(actions)
+    assert last.bytes == (4 * BLOCK + 64 * MIB) - one.free_bytes
+    one.free_bytes += last.bytes
+    [ack] = said(Ack, one.result(last))
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
+
+
+def test_a_trim_that_fails_or_hangs_does_not_hold_the_answer_up() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=5)))
+    assert said(Ack, one.step(3.9)) == []
+    [ack] = said(Ack, one.step(0.2))
+    assert ack.status is AckStatus.DONE, "how low it can go does not depend on the trim"
+    one.result(trim, HandStatus.FAILED, errno.EIO)
+    assert one.machine.counters["failed-trims"] == 1
+
+
+def test_without_a_driver_that_takes_pages_blocks_go_one_by_one() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    assert ops(one.order(reclaim(Kind.MEMORY, 6 * BLOCK, 2, 2))) == [BlockOp(7, BlockTarget.OFFLINE)]
+    actions = one.result(BlockOp(7, BlockTarget.OFFLINE))
+    assert ops(actions) == [BlockOp(6, BlockTarget.OFFLINE)]
+    actions = one.result(BlockOp(6, BlockTarget.OFFLINE), HandStatus.FAILED, errno.EBUSY)
+    assert ops(actions) == [BlockOp(5, BlockTarget.OFFLINE)], "the next best"
+    [ack] = said(Ack, one.result(BlockOp(5, BlockTarget.OFFLINE)))
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 6 * BLOCK)
+
+
+def test_blocks_that_fail_make_a_partial_answer_that_says_when_to_ask_again() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    actions = one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=60))
+    one.result(ops(actions)[0])
+    acks: list[Ack] = []
+    for index in (6, 5, 4, 3, 2, 1, 0):
+        acks += said(Ack, one.result(BlockOp(index, BlockTarget.OFFLINE), HandStatus.FAILED, errno.EBUSY))
+    [ack] = acks
+    assert (ack.status, ack.refusal, ack.achieved) == (AckStatus.PARTIAL, RefusalReason.BUSY, 7 * BLOCK)
+    assert ack.later_amount == 4 * BLOCK
+    assert 0 < ack.retry_after_seconds <= 2.0
+
+
+def test_an_impossible_order_is_answered_and_nothing_goes_below_the_floor() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 0, 2, 2)))
+    assert ack.achieved >= one.used_bytes
+    assert ack.refusal is RefusalReason.IN_USE
+    assert one.machine.counters["refused-in-use"] == 1
+    huge = grant(Kind.MEMORY, 1 << 60, 3, 3)
+    one.order(huge)
+    [ack] = said(Ack, one.step(SETTINGS.grant_answer_seconds + 0.1))
+    assert (ack.status, ack.achieved) == (AckStatus.PARTIAL, 8 * BLOCK)
