@@ -22,7 +22,7 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mm
 	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
 VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
-.PHONY: help setup setup-vm packages-vm install-guest install-broker proto generate-proto lint types test-fast test demo bench bench-broker scoreboard clean
+.PHONY: help setup setup-vm packages-vm install-guest install-lab install-broker proto generate-proto lint types test-fast test demo bench-guest bench-broker scoreboard clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,29 +54,21 @@ setup-vm: setup packages-vm  ## QEMU and image tools from Debian if missing, and
 # The project as it is installed on a machine: a Python environment in /opt/guestd for that machine's own
 # /usr/bin/python3, whose Python is never run here.
 
-$(STAMPS)/site-guest: pyproject.toml | $(STAMPS)/venv
-	@echo '==> collecting Python packages for the guest'
-	@rm -rf build/site-guest && mkdir -p build $(STAMPS)
-	@$(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-		> build/site-guest.txt
-	@$(PYTHON) -m pip install --disable-pip-version-check -q --target build/site-guest --no-compile --no-warn-conflicts \
-		--python-version $(GUEST_PYTHON) --only-binary=:all: --implementation cp \
-		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-		-r build/site-guest.txt
-	@rm -rf build/site-guest/bin
-	@touch $@
+WANTED_guest := p["dependencies"]
+WANTED_broker := p["dependencies"] + o["broker"] + o["cli"]
+# The lab's guests have gRPC too: a test runs the broker's listener on a guest's own vsock.
+WANTED_lab := [one for one in o["broker"] if one.startswith("grpcio")]
 
-$(STAMPS)/site-broker: pyproject.toml | $(STAMPS)/venv
-	@echo '==> collecting Python packages for the host'
-	@rm -rf build/site-broker && mkdir -p build $(STAMPS)
+$(STAMPS)/site-%: pyproject.toml | $(STAMPS)/venv
+	@echo '==> collecting Python packages for the $*'
+	@rm -rf build/site-$* && mkdir -p build $(STAMPS)
 	@$(PYTHON) -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-		print(*p["dependencies"], *p["optional-dependencies"]["broker"], *p["optional-dependencies"]["cli"], sep="\n")' \
-		> build/site-broker.txt
-	@$(PYTHON) -m pip install --disable-pip-version-check -q --target build/site-broker --no-compile --no-warn-conflicts \
+		o = p["optional-dependencies"]; print(*$(WANTED_$*), sep="\n")' > build/site-$*.txt
+	@$(PYTHON) -m pip install --disable-pip-version-check -q --target build/site-$* --no-compile --no-warn-conflicts \
 		--python-version $(GUEST_PYTHON) --only-binary=:all: --implementation cp \
 		--platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-		-r build/site-broker.txt
-	@rm -rf build/site-broker/bin
+		-r build/site-$*.txt
+	@rm -rf build/site-$*/bin
 	@touch $@
 
 # $(call install-environment,SITE STAGE,NAMES OF PROGRAMS): the environment, the package and its programs
@@ -97,16 +89,21 @@ define install-environment
 		chmod 755 '$(DESTDIR)$(PREFIX)/bin/'"$${program%%:*}"; \
 		ln -sfn $(PREFIX)/bin/"$${program%%:*}" '$(DESTDIR)/usr/bin/'"$${program%%:*}"; \
 	done
-	@if [ "$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = '$(GUEST_PYTHON)' ]; then \
-		$(PYTHON) -m compileall -q -j 2 --invalidation-mode unchecked-hash -s '$(DESTDIR)' -p / '$(DESTDIR)$(SITE)'; fi
+	$(call compile,$(SITE))
 	@chmod -R u=rwX,go=rX '$(DESTDIR)$(PREFIX)'
+endef
+
+# $(call compile,DIRECTORY): the bytecode of what is installed there
+define compile
+	@if [ "$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')" = '$(GUEST_PYTHON)' ]; then \
+		$(PYTHON) -m compileall -q -j 2 --invalidation-mode unchecked-hash -s '$(DESTDIR)' -p / '$(DESTDIR)$(1)'; fi
 endef
 
 # $(call install-unit,NAME): systemd/NAME.service and what belongs to it; enabled
 define install-unit
 	@install -d $(addprefix '$(DESTDIR)'/usr/lib/,systemd/system systemd/system-preset sysusers.d tmpfiles.d modules-load.d) \
 		'$(DESTDIR)/etc/systemd/system/multi-user.target.wants'
-	@for unit in $(wildcard systemd/$(1).service systemd/$(1).socket systemd/$(1)-*@.service systemd/$(1)-helper*); do \
+	@for unit in $(wildcard systemd/$(1).service systemd/$(1).socket systemd/$(1).slice systemd/$(1)-*@.service systemd/$(1)-helper*); do \
 		install -m 644 "$$unit" '$(DESTDIR)/usr/lib/systemd/system/'; done
 	@for kind in sysusers tmpfiles modules-load; do \
 		if [ -e systemd/$(1).$$kind ]; then \
@@ -119,6 +116,15 @@ endef
 install-guest: $(STAMPS)/site-guest  ## DESTDIR=ROOT: the guest daemon into a guest's root file system
 	$(call install-environment,site-guest,guestd:guest.main)
 	$(call install-unit,guestd)
+	@install -d '$(DESTDIR)/usr/share/guestd/hooks'
+	@install -m 755 systemd/hooks/[0-9]* '$(DESTDIR)/usr/share/guestd/hooks/'
+	@install -m 644 systemd/hooks/README.md '$(DESTDIR)/usr/share/guestd/hooks/'
+
+LAB_SITE := /usr/lib/guestd-lab/python
+install-lab: $(STAMPS)/site-lab  ## DESTDIR=ROOT: Python packages for the lab's own programs in a guest
+	@install -d '$(DESTDIR)$(LAB_SITE)'
+	@cp -r build/site-lab/. '$(DESTDIR)$(LAB_SITE)/'
+	$(call compile,$(LAB_SITE))
 
 install-broker: $(STAMPS)/site-broker  ## DESTDIR=ROOT: the broker and guestctl, same layout
 	$(call install-environment,site-broker,guestd-broker:broker.main guestctl:cli.main)
@@ -160,8 +166,8 @@ test: setup  ## everything
 demo: setup-vm  ## a real VM that grows and shrinks with its load
 	$(PYTHON) -m guestd.cli.main demo
 
-bench: setup-vm  ## reaction times and footprint, into build/bench
-	$(PYTHON) -m guestd.cli.main bench
+bench-guest: setup-vm  ## real VMs: reaction, ramp, tax, reclaim and footprint, into build/bench (about 45 minutes)
+	$(PYTHON) -m guestd.cli.main bench-guest
 
 bench-broker: setup  ## the broker with thousands of guests, into build/bench
 	$(PYTHON) -m guestd.cli.main bench-broker

@@ -18,6 +18,7 @@ import pytest
 
 # Helpers of one test directory that others use too.
 sys.path.append(str(Path(__file__).parent / "unit" / "broker" / "hypervisor"))
+sys.path.append(str(Path(__file__).parent / "integration"))
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _TESTS_OWN = re.compile(r"/sys/fs/cgroup/cpu/guestd-test-[a-z0-9-]+/(tasks|cpu\.shares|cpu\.cfs_(quota|period)_us)")

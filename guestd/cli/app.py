@@ -1,7 +1,7 @@
 """The commands of `guestctl`.
 
 Nothing heavy is imported until a command needs it: grpc with the first call to a broker, the lab with
-`lab`, `demo` and `bench`.
+`lab`, `demo` and the benches.
 """
 
 import asyncio
@@ -216,21 +216,29 @@ def demo(
     raise typer.Exit(run_demo(load=not no_load, accel=accel, out_dir=out))
 
 
-@app.command()
-def bench(
-    rounds: Annotated[int, typer.Option(min=1, help="Fewer than 10 are for development only.")] = 10,
-    idle_seconds: Annotated[float, typer.Option(min=1, help="Fewer than 120 are for development only.")] = 120.0,
+@app.command("bench-guest")
+def bench_guest(
+    only: Annotated[
+        str, typer.Option(help="Parts, with commas: reaction, ramp, tax, reclaim, quiet.", metavar="PARTS")
+    ] = "reaction,ramp,tax,reclaim,quiet",
+    rounds: Annotated[int, typer.Option(min=1, help="Fewer than 3 are for development only.")] = 3,
+    idle_seconds: Annotated[float, typer.Option(min=1, help="Fewer than 600 are for development only.")] = 600.0,
     accel: Annotated[
         Accelerator | None, typer.Option(help="Without it, kvm where it works, else tcg.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where vm.json is written.", metavar="DIR")] = Path("build/bench"),
+    out: Annotated[Path, typer.Option(help="Where guest.json is written.", metavar="DIR")] = Path("build/bench"),
 ) -> None:
-    """Measures in a real VM how fast it follows its load, and what the guest daemon costs."""
+    """Measures in real VMs what the guest daemon does for them and costs them, beside what others do."""
     try:
-        from guestd.cli.bench.run import run_bench
+        from guestd.cli.bench.guest.run import PARTS, Wanted, run_guest_bench
     except ModuleNotFoundError as error:
-        _exit_lab_missing("bench", error)
-    raise typer.Exit(run_bench(rounds=rounds, idle_seconds=idle_seconds, accel=accel, out_dir=out))
+        _exit_lab_missing("bench-guest", error)
+    parts = tuple(part.strip() for part in only.split(","))
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(PARTS)}", param_hint="--only")
+    wanted = Wanted(parts=parts, rounds=rounds, idle_seconds=idle_seconds)
+    raise typer.Exit(run_guest_bench(wanted, accel=accel, out_dir=out))
 
 
 @app.command("bench-broker")

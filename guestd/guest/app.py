@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -13,29 +12,32 @@ from functools import partial
 from pathlib import Path
 
 import guestd
-from guestd.guest import check, config, sysfs
+from guestd.guest import config, sysfs
 from guestd.guest.config import GuestConfig
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.glance import Glance
-from guestd.guest.hands import DryHands, HelperGone, RootHands
+from guestd.guest.hands import DryHands, Hands, HelperGone, RootHands
 from guestd.guest.helper import dial_host, drop_privileges
-from guestd.guest.psi import Watcher
+from guestd.guest.identity import identify, only_reports
+from guestd.guest.psi import TRIGGERS, Watcher
+from guestd.guest.reporter import NoHands
 from guestd.guest.sensors import Sensors
 from guestd.guest.uevents import Uevents
 from guestd.model.errors import ConfigError, GuestdError
-from guestd.model.guest import Capability, Identity, Inventory
+from guestd.model.guest import Capability, Inventory
 from guestd.runtime import logs
 from guestd.runtime.notify import Notifier
 
 _log = logging.getLogger(__name__)
-_WATCHED = ("cpu", "memory")  # PSI triggers
+_TELLING = {"cpu", "memory"}  # the PSI triggers without which there is no rest
 
 
-def main(arguments: list[str], helper_socket: socket.socket | None) -> None:
+def main(arguments: list[str], helper_socket: socket.socket | None, root: Path = Path("/")) -> None:
     """Exit codes: 0 done, 1 failed (`check`: something is missing), 2 usage or configuration.
 
     :param helper_socket: the root helper's, where there is one.
+    :param root: where `proc` and `sys` are; on a tree without them guestd is what it is on another system.
     """
     parser = argparse.ArgumentParser(prog="guestd", description="Moves this VM's CPUs and memory to where the load is.")
     parser.add_argument("--version", action="version", version=guestd.__version__)
@@ -47,7 +49,9 @@ def main(arguments: list[str], helper_socket: socket.socket | None) -> None:
     look.add_argument("--output", choices=("text", "json"), default="text")
     parsed = parser.parse_args(arguments)
     if parsed.command == "check":
-        sys.exit(check.run(parsed.output))
+        from guestd.guest import check
+
+        sys.exit(check.run(parsed.output, root))
     try:
         settings = config.load(parsed.config)
     except ConfigError as error:
@@ -55,8 +59,11 @@ def main(arguments: list[str], helper_socket: socket.socket | None) -> None:
         sys.exit(2)
     logs.setup(logging.DEBUG if settings.log_verbose else logging.INFO)
     try:
-        _become_unprivileged(settings, helper_socket)
-        asyncio.run(_run(settings, helper_socket, parsed.dry_run))
+        if helper_socket is not None:  # from here on root is the helper's alone
+            drop_privileges(settings.user)
+        glance = Glance()
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(glance)) as runner:
+            runner.run(_run(settings, helper_socket, parsed.dry_run, root, glance))
     except HelperGone as error:
         _log.error("%s; ending, to be started anew: nothing in this VM has changed", error)
         sys.exit(1)
@@ -65,66 +72,41 @@ def main(arguments: list[str], helper_socket: socket.socket | None) -> None:
         sys.exit(1)
 
 
-def _become_unprivileged(settings: GuestConfig, helper_socket: socket.socket | None) -> None:
-    """Hand the run directory to the daemon's user and become it; from here on root is the helper's alone."""
-    if helper_socket is None:
-        return
-    import pwd
-
-    run_dir = Path(settings.run_dir)
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    entry = pwd.getpwnam(settings.user)
-    if run_dir.stat().st_uid != entry.pw_uid:  # tmpfiles has done it where the unit runs, which may not
-        os.chown(run_dir, entry.pw_uid, entry.pw_gid)
-    drop_privileges(settings.user)
-
-
-def identify(dry_run: bool, root_helper: bool) -> Identity:
-    """Who this guest is in this boot. Nothing of it is stored anywhere, so images can be cloned."""
-    capabilities = set(sysfs.capabilities())
-    if not root_helper:
-        capabilities -= {Capability.CPU_ONLINE, Capability.MEMORY_ONLINE}
-    if dry_run:
-        capabilities.add(Capability.DRY_RUN)
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return Identity(
-        boot_id=bytes.fromhex(boot_id.replace("-", "")),
-        generation=time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        agent_version=guestd.__version__,
-        hostname=socket.gethostname(),
-        kernel=os.uname().release,
-        capabilities=frozenset(capabilities),
-    )
-
-
-async def _run(settings: GuestConfig, helper_socket: socket.socket | None, dry_run: bool) -> None:
-    hands = DryHands() if helper_socket is None else RootHands(helper_socket)
-    identity = identify(dry_run, helper_socket is not None)
+async def _run(
+    settings: GuestConfig, helper_socket: socket.socket | None, dry_run: bool, root: Path, glance: Glance
+) -> None:
+    hands = _hands(helper_socket, dry_run, root)
+    identity = identify(dry_run, helper_socket is not None, root)
     machine = GuestMachine(identity, time.monotonic())
-    sensors = Sensors()
+    sensors = Sensors(root)
     inventory: list[Inventory] = []
 
     def scan() -> Inventory:
-        inventory[:] = [sysfs.read_inventory(previous=inventory[0] if inventory else None)]
+        inventory[:] = [sysfs.read_inventory(root, previous=inventory[0] if inventory else None)]
         return inventory[0]
 
     async def dial() -> socket.socket:
         if settings.broker_socket:
             return await dial_unix(settings.broker_socket)
-        if helper_socket is None:  # a dry run: root can dial by itself, others can't speak for the VM
+        if not hasattr(socket, "AF_VSOCK"):
+            raise OSError("this system has no vsock: name the broker's unix socket as broker_socket")
+        if helper_socket is None:  # a dry run or a reporter: root can dial by itself, others can't speak for the VM
             return await asyncio.to_thread(dial_host, settings.port, 5.0)
         return await hands.dial(settings.port)
 
-    run_dir = Path(settings.run_dir) if helper_socket is not None else _own_run_dir()
-    daemon = Daemon(machine, sensors.sample, scan, hands, dial, run_dir)
+    daemon = Daemon(machine, sensors.sample, scan, hands, dial)
     uevents = Uevents(lambda _: daemon.on_hotplug())
     if not uevents.start():
         _log.warning("%s", uevents.reason)
-    watchers: list[Watcher | Glance] = [Glance(daemon.on_pressure, asyncio.get_running_loop())]
+    if glance.offered:
+        glance.begin(daemon.on_pressure)
+    watchers: list[Watcher] = []
     if Capability.PSI in identity.capabilities:
         watchers += await _watch_pressure(hands, daemon, machine)
     missing = sorted(set(Capability) - identity.capabilities - {Capability.DRY_RUN})
     _log.info("guestd %s%s", guestd.__version__, f"; not offered here: {', '.join(missing)}" if missing else "")
+    if only_reports(identity):
+        _log.info("reports only: nothing can be switched from in here, the host sizes this VM from outside")
     try:
         await _until_stopped(daemon, hands)
     finally:
@@ -134,29 +116,28 @@ async def _run(settings: GuestConfig, helper_socket: socket.socket | None, dry_r
         sensors.close()
 
 
-def _own_run_dir() -> Path:
-    """A place for the relay's socket of a dry run by an ordinary user."""
-    path = Path(os.environ.get("XDG_RUNTIME_DIR", "/tmp")) / f"guestd-{os.getpid()}"  # noqa: S108 - mode 0700 below
-    path.mkdir(mode=0o700)
-    return path
+def _hands(helper_socket: socket.socket | None, dry_run: bool, root: Path) -> Hands:
+    if helper_socket is not None:
+        return RootHands(helper_socket)
+    return DryHands() if dry_run else NoHands(root)
 
 
-async def _watch_pressure(hands: RootHands | DryHands, daemon: Daemon, machine: GuestMachine) -> list[Watcher]:
+async def _watch_pressure(hands: Hands, daemon: Daemon, machine: GuestMachine) -> list[Watcher]:
     """Be woken when tasks begin to wait; without it the regular samples find out a little later."""
-    watchers: list[Watcher] = []
-    for kind in _WATCHED:
+    watchers: dict[str, Watcher] = {}
+    for kind in TRIGGERS:
         try:
             fd = await hands.psi_trigger(kind)
         except OSError as error:
             _log.warning("no PSI trigger on %s (%s), sampling instead", kind, error)
         else:
             loop, on_lost = asyncio.get_running_loop(), partial(machine.on_watched, False)
-            watchers.append(Watcher(fd, daemon.on_pressure, loop, on_lost))
-    machine.on_watched(len(watchers) == len(_WATCHED))
-    return watchers
+            watchers[kind] = Watcher(fd, daemon.on_pressure, loop, on_lost)
+    machine.on_watched(watchers.keys() >= _TELLING)
+    return list(watchers.values())
 
 
-async def _until_stopped(daemon: Daemon, hands: RootHands | DryHands) -> None:
+async def _until_stopped(daemon: Daemon, hands: Hands) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

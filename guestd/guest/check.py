@@ -1,28 +1,22 @@
 """`guestd check`: what this machine offers, what is missing, and the way out. Changes nothing.
 
-`examine` collects, `print_findings` shows; nothing here needs root or a running daemon. What is optional
-is a note and does not count as missing.
+What guestd uses is looked for here, what else switches CPUs and memory in `check_others`; nothing of it needs
+root or a running daemon. What is optional is a note and does not count as missing.
 """
 
-import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
-from guestd.guest import sysfs
+from guestd.guest import check_others, sysfs
+from guestd.guest.findings import Finding, Verdict, print_findings
 from guestd.model.guest import Capability, Inventory
 from guestd.model.units import format_size
 
 _MODULES = ("virtio_mem", "virtio_balloon", "vmw_vsock_virtio_transport")
-_RULE_DIRECTORIES = ("etc", "run", "usr/local/lib", "usr/lib", "lib")  # a name in an earlier one hides later ones
-_ONLINING = re.compile(r'ATTR\{(?:\[[^\]]*\])?(state|online)\}\s*=\s*"?(?:online\w*|1)')
-_MATCHES = re.compile(r'SUBSYSTEM\s*==\s*"[^"]*(?:memory|cpu)')
 _PARAMETERS = (
     "psi",
     "memhp_default_state",
@@ -38,27 +32,10 @@ _PARAMETERS = (
 )
 
 
-class Verdict(StrEnum):
-    """How a finding is meant."""
+def examine(root: Path | str = "/", hook_owner: int = 0) -> list[Finding]:
+    """Look at everything that guestd uses, and at what else switches CPUs and memory.
 
-    OK = "ok"
-    NOTE = "note"  # works, with something to know
-    MISSING = "missing"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing about this machine; `advice` is the way out."""
-
-    name: str
-    verdict: Verdict
-    value: str
-    advice: str = ""
-
-
-def examine(root: Path | str = "/") -> list[Finding]:
-    """Look at everything that guestd uses.
-
+    :param hook_owner: The user id that hooks must belong to.
     :raise OSError: When a file that is there cannot be read.
     """
     root = Path(root)
@@ -68,39 +45,21 @@ def examine(root: Path | str = "/") -> list[Finding]:
     return [
         _cpus(inventory, offered),
         _memory_blocks(inventory),
-        _auto_online(root),
         _virtio_mem(offered),
         _balloon(offered),
         _pressure(root, offered, parameters),
         _vsock(root),
         *(_module(root, name) for name in _MODULES),
-        *_udev_rules(root),
+        *check_others.examine(root, parameters, hook_owner),
         _parameters(parameters),
     ]
 
 
-def run(output: str = "text", root: Path | str = "/", stream: TextIO | None = None) -> int:
+def run(output: str = "text", root: Path | str = "/", stream: TextIO | None = None, hook_owner: int = 0) -> int:
     """Print what `examine` found as ``text`` or ``json``; 0 when all is there, 1 when something is missing."""
-    findings = examine(root)
+    findings = examine(root, hook_owner)
     print_findings(findings, output, stream or sys.stdout)
     return int(any(finding.verdict is Verdict.MISSING for finding in findings))
-
-
-def print_findings(findings: Iterable[Finding], output: str, stream: TextIO) -> None:
-    """Write the findings for people (``text``) or programs (``json``)."""
-    findings = list(findings)
-    missing = sum(finding.verdict is Verdict.MISSING for finding in findings)
-    if output == "json":
-        rows = [{"name": f.name, "verdict": f.verdict.value, "value": f.value, "advice": f.advice} for f in findings]
-        json.dump({"complete": not missing, "findings": rows}, stream, indent=2)
-        stream.write("\n")
-        return
-    width = max((len(finding.name) for finding in findings), default=0)
-    for finding in findings:
-        stream.write(f"{finding.verdict:<8} {finding.name:<{width}}  {finding.value}\n")
-        if finding.advice:
-            stream.write(f"{'':<8} {'':<{width}}  -> {finding.advice}\n")
-    stream.write(f"{missing} missing\n" if missing else "nothing is missing\n")
 
 
 def kernel_parameters(root: Path | str) -> dict[str, str]:
@@ -121,25 +80,6 @@ def module_state(root: Path | str, name: str) -> str:
     if _lists_module(directory / "modules.builtin", name) or _has_driver(root, name):
         return "built in"
     return "available" if _lists_module(directory / "modules.dep", name) else ""
-
-
-def onlining_rules(root: Path | str) -> list[Path]:
-    """udev rule files in force that online CPUs or memory by themselves."""
-    found: dict[str, Path | None] = {}
-    for place in _RULE_DIRECTORIES:
-        for path in sorted((Path(root) / place / "udev/rules.d").glob("*.rules")):
-            if path.name not in found:
-                found[path.name] = path if _onlines(path) else None
-    return [path for path in found.values() if path is not None]
-
-
-def _onlines(path: Path) -> bool:
-    try:
-        text = path.read_text("utf-8", "replace").replace("\\\n", " ")
-    except OSError:  # a link to nowhere or to /dev/null: a masked rule
-        return False
-    rules = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-    return any(_MATCHES.search(rule) and _ONLINING.search(rule) for rule in rules)
 
 
 def _release(root: Path) -> str:
@@ -194,17 +134,6 @@ def _memory_blocks(inventory: Inventory) -> Finding:
     movable = sum(block.movable for block in inventory.blocks)
     value = f"{format_size(inventory.block_bytes)} each: {counts or 'none'} ({movable} movable)"
     return Finding("memory blocks", Verdict.OK, value)
-
-
-def _auto_online(root: Path) -> Finding:
-    try:
-        value = (root / "sys/devices/system/memory/auto_online_blocks").read_text().strip()
-    except FileNotFoundError:
-        return Finding("auto_online_blocks", Verdict.NOTE, "not offered by this kernel")
-    if value == "offline":
-        return Finding("auto_online_blocks", Verdict.OK, "offline (guestd onlines new blocks itself)")
-    advice = "works; for guestd to choose the zone block by block: memhp_default_state=offline"
-    return Finding("auto_online_blocks", Verdict.NOTE, f"{value} (the kernel onlines new blocks)", advice)
 
 
 def _virtio_mem(offered: frozenset[Capability]) -> Finding:
@@ -262,16 +191,6 @@ def _module(root: Path, name: str) -> Finding:
     optional = name == "virtio_balloon"
     advice = "install the kernel's full modules package"
     return Finding(f"module {name}", Verdict.NOTE if optional else Verdict.MISSING, "not there", advice)
-
-
-def _udev_rules(root: Path) -> list[Finding]:
-    rules = onlining_rules(root)
-    if not rules:
-        return [Finding("udev rules", Verdict.OK, "none onlines by itself")]
-    advice = "works; to leave it to guestd mask the rule with a link to /dev/null in /etc/udev/rules.d"
-    return [
-        Finding("udev rules", Verdict.NOTE, f"/{path.relative_to(root)} onlines by itself", advice) for path in rules
-    ]
 
 
 def _parameters(parameters: dict[str, str]) -> Finding:

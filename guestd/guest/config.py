@@ -1,21 +1,20 @@
 """The guest daemon's configuration: almost nothing, and nothing that names the VM (images are cloned)."""
 
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-import msgspec
+from typing import Any
 
 from guestd.model.errors import ConfigError
-from guestd.runtime import toml
 
 DEFAULT_PATH = Path("/etc/guestd/guestd.toml")
 DEFAULT_PORT = 4747
 
 
-class GuestConfig(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+@dataclass(frozen=True, slots=True)
+class GuestConfig:
     """``guestd.toml``; every key may be missing, and so may the file."""
 
     port: int = DEFAULT_PORT  # the broker's vsock port on the host
-    run_dir: str = "/run/guestd"
     user: str = "guestd"  # whom the daemon runs as
     broker_socket: str = ""  # a unix socket to dial instead of vsock: for guests without vsock, and tests
     log_verbose: bool = False
@@ -26,11 +25,22 @@ def load(path: Path) -> GuestConfig:
 
     :raise ConfigError: Naming file, key, value and what was expected.
     """
-    data: dict[str, object] = {}
+    if path == DEFAULT_PATH and not path.exists() and not path.with_name(path.name + ".d").exists():
+        return GuestConfig()
+    import msgspec  # 3 MiB with what it imports, which a guest without a file does not pay
+
+    from guestd.runtime import toml
+
+    known = msgspec.defstruct(
+        "GuestConfig",
+        [(field.name, field.type, field.default) for field in fields(GuestConfig)],
+        forbid_unknown_fields=True,
+    )
+    data: dict[str, Any] = {}
     for source, found in toml.read_files(path, required=path != DEFAULT_PATH):
-        toml.convert(source, found, GuestConfig)
+        toml.convert(source, found, known)
         data = toml.merge(data, found)
-    config = toml.convert(path, data, GuestConfig)
+    config = GuestConfig(**data)
     if not 1 <= config.port <= 0xFFFF_FFFE:
         raise ConfigError(str(path), "port", config.port, "must be within 1..4294967294")
     return config

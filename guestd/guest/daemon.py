@@ -6,26 +6,29 @@ import logging
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
-from guestd.guest.core.machine import Action, Do, GuestMachine, Log, Rescan, Say, TakeSample
+from guestd.guest.core.actions import Action, Do, Log, Rescan, Say, TakeSample
+from guestd.guest.core.machine import GuestMachine
 from guestd.guest.hands import Hands, HelperGone
+from guestd.guest.procfs import SensorError
+from guestd.guest.sensors import is_worth_saying
 from guestd.model.errors import ProtocolError, UnreachableError
 from guestd.model.guest import Inventory, Sample
 from guestd.model.messages import BrokerMessage, Grant, Reclaim, Throttle, Welcome
 from guestd.wire.link import Stream, converse
-from guestd.wire.relay import DialRelay
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
+_BLIND_SECONDS = 15.0  # three samples at rest: without one for so long nothing is known of the load
 
 
 class Daemon:
     """One guest, alive.
 
-    :param sense: reads the load.
+    :param sense: reads the load, by the fast lane when it is told so.
     :param scan: reads CPUs and memory blocks.
     :param dial: opens a connection to the broker.
     """
@@ -33,17 +36,16 @@ class Daemon:
     def __init__(
         self,
         machine: GuestMachine,
-        sense: Callable[[], Sample],
+        sense: Callable[[bool], Sample],
         scan: Callable[[], Inventory],
         hands: Hands,
         dial: Callable[[], Awaitable[socket.socket]],
-        run_dir: Path,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._machine, self._sense, self._scan, self._hands = machine, sense, scan, hands
-        self._relay = DialRelay(run_dir / "relay.sock", dial)
-        self._relay_path = run_dir / "relay.sock"
+        self._dial = dial
         self._clock = clock
+        self._sampled_at = clock()
         self._stream: Stream | None = None
         self._wake = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
@@ -52,7 +54,6 @@ class Daemon:
 
     async def run(self) -> None:
         """Until cancelled. Ending changes nothing in the VM."""
-        await self._relay.start()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._decide())
@@ -60,7 +61,11 @@ class Daemon:
         finally:
             for task in self._working:
                 task.cancel()
-            await self._relay.close()
+
+    @property
+    def counters(self) -> Counter[str]:
+        """How often what went wrong."""
+        return self._machine.counters
 
     def on_hotplug(self) -> None:
         """An event said that something came or went."""
@@ -94,9 +99,9 @@ class Daemon:
     def _perform(self, action: Action) -> None:
         match action:
             case TakeSample():
-                self._machine.on_sample(self._sense(), self._clock())
+                self._sample(action.quick)
             case Rescan():
-                self._machine.on_inventory(self._scan(), self._clock())
+                self._rescan()
             case Do():
                 task = asyncio.create_task(self._do(action))
                 self._working.add(task)
@@ -105,6 +110,36 @@ class Daemon:
                 self._say(action)
             case Log():
                 _log.info("%s", action.text)
+
+    def _sample(self, quick: bool) -> None:
+        """A load that cannot be read is no news. After a while nothing is said of it any more, so that the broker finds
+        the guest silent and takes nothing from it.
+        """
+        try:
+            sample = self._sense(quick)
+        except (SensorError, OSError) as error:
+            self._failed("failed-samples", error)
+            if self._clock() - self._sampled_at > _BLIND_SECONDS:
+                self._machine.on_no_sample()
+            return
+        self._sampled_at = self._clock()
+        self._machine.on_sample(sample, self._sampled_at)
+
+    def _rescan(self) -> None:
+        """Until CPUs and blocks can be read nothing is switched; the timer tries again."""
+        try:
+            inventory = self._scan()
+        except (ValueError, OSError) as error:
+            self._failed("failed-looks", error)
+            return
+        self._machine.on_inventory(inventory, self._clock())
+
+    def _failed(self, what: str, error: Exception) -> None:
+        """Count it, and say it now and then."""
+        self.counters[what] += 1
+        count = self.counters[what]
+        if is_worth_saying(count):
+            _log.error("%s; %s so far: %d; everything stays as it is", error, what, count)
 
     async def _do(self, action: Do) -> None:
         try:
@@ -133,11 +168,12 @@ class Daemon:
         while True:
             began = self._clock()
             try:
-                await converse(self._relay_path, self._machine.hello(), self._on_open, self._on_message)
+                await converse(self._dial, self._machine.hello(), self._on_open, self._on_message)
             except (UnreachableError, ProtocolError) as error:
+                if isinstance(error, ProtocolError):
+                    self.counters["protocol-errors"] += 1
                 if self._stream is not None or pause == _FIRST_PAUSE_SECONDS:
-                    why = self._relay.failure or str(error)
-                    _log.warning("no broker: %s; everything stays as it is, trying again", why)
+                    _log.warning("no broker: %s; everything stays as it is, trying again", error)
             finally:
                 self._stream = None
                 self._machine.on_disconnected()

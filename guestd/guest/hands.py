@@ -35,6 +35,8 @@ class Hands(ABC):
         """Do all in this order, in one process, within one deadline; a failure does not stop the rest.
 
         The deadline counts from when the helper has a worker to spare. A cancelled call kills its worker.
+        Hooks have the seconds that their operation says, or 2.5 s less than the deadline if that comes first
+        (`hooks.ENDING_SECONDS`): the last of them must be ended, and reported, before the worker is.
 
         :raise HelperGone: When the helper has ended.
         """
@@ -185,8 +187,10 @@ class RootHands(Hands):
         except asyncio.CancelledError:
             self._abandon(request_id, pending)
             raise
-        missing = _Raw(fate, 0, 0.0, "")
-        return [pending.results.get(index, missing) for index in range(len(lines))]
+        done = [pending.results[index] for index in range(len(lines)) if index in pending.results]
+        # They are done one by one: only the first one without a result can be stuck, those after it were not begun.
+        others = HandStatus.TIMEOUT if fate is HandStatus.STUCK else fate
+        return [*done, *(_Raw(one, 0, 0.0, "") for one in [fate, *[others] * len(lines)][: len(lines) - len(done)])]
 
     async def _send(self, message: bytes) -> None:
         async with self._sending:

@@ -1,8 +1,9 @@
 """PSI triggers: the kernel wakes us when work stalls, instead of us looking often.
 
-1. The root helper opens a trigger (`open_trigger`): before Linux 6.5 writing one needs CAP_SYS_RESOURCE, and
-   later kernels let others have windows of whole 2 s only. The open descriptor *is* the trigger;
-   it is passed to the daemon and lives until it is closed.
+1. The root helper opens a trigger (`open_trigger`): before Linux 6.5 that needs CAP_SYS_RESOURCE, and later kernels
+   let others have windows of whole 2 s only. What may be had is found out by asking: a window that is refused (EINVAL)
+   is asked for again as one that anybody may have. The open descriptor *is* the trigger; it is passed to
+   the daemon and lives until it is closed.
 2. A trigger signals POLLPRI. asyncio watches POLLIN, so each trigger gets an epoll descriptor of its own and
    the loop watches that one (`Watcher`). The loop's poll consumes the trigger's event: hence one
    epoll per trigger, and no second look at which one it was.
@@ -10,6 +11,7 @@
 The root helper imports this file: nothing heavy here.
 """
 
+import errno
 import os
 import select
 from collections.abc import Callable
@@ -26,6 +28,7 @@ TRIGGERS = {
     "io": "some 200000 1000000",
 }
 _WINDOW_US = range(500_000, 10_000_001)
+_COMMON_WINDOW_US = 2_000_000  # whole ones of these are for everybody (kernel/sched/psi.c, psi_trigger_create)
 
 
 def check_trigger(spec: str) -> None:
@@ -47,13 +50,34 @@ def _is_decimal(word: str) -> bool:
     return word.isascii() and word.isdigit() and len(word) <= 9
 
 
-def open_trigger(path: str, spec: str) -> int:
-    """Open `path` (a file of `/proc/pressure`) with a trigger; the caller owns the descriptor.
+def widened(spec: str) -> str | None:
+    """The same trigger with a window that needs no privilege: the same share of a longer time. None when it has one.
 
     :raise ValueError: When `spec` is not a trigger.
-    :raise OSError: When the kernel refuses: no PSI, no right to it, or no such window.
     """
     check_trigger(spec)
+    kind, stall, window = spec.split(" ")
+    wide = -(-int(window) // _COMMON_WINDOW_US) * _COMMON_WINDOW_US
+    return None if wide == int(window) else f"{kind} {int(stall) * wide // int(window)} {wide}"
+
+
+def open_trigger(path: str, spec: str) -> int:
+    """Open `path` (a file of `/proc/pressure`) with a trigger, or a wider one; the caller owns the descriptor.
+
+    :raise ValueError: When `spec` is not a trigger.
+    :raise OSError: When the kernel refuses: no PSI (ENOENT, EOPNOTSUPP), no right to it (EPERM, EACCES), or no
+        such window, not even the wider one (EINVAL).
+    """
+    wide = widened(spec)
+    try:
+        return _open(path, spec)
+    except OSError as error:
+        if error.errno != errno.EINVAL or wide is None:
+            raise
+    return _open(path, wide)
+
+
+def _open(path: str, spec: str) -> int:
     fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.write(fd, spec.encode() + b"\0")

@@ -6,17 +6,20 @@
 4. A machine can have thousands of blocks. Each state is read at each look, with one open directory and no
    listing of its own; the zone of a block is read when it comes online (before that it has none), and believed as long
    as it is seen online (`previous`) and nobody says otherwise (`changed`).
+5. A block's NUMA node never changes: the nodes are listed only where there are two or more, and only when a
+   block is seen that was not there before.
 """
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock, NodeZones
 
 _CPU = "sys/devices/system/cpu"
 _MEMORY = "sys/devices/system/memory"
+_NODE = "sys/devices/system/node"
 _VANISHED = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 _STATES = {state.value: state for state in BlockState}
 
@@ -34,6 +37,7 @@ def read_inventory(
     root = Path(root)
     present = read_cpus(root, "present")
     known = {block.index: block for block in previous.blocks} if previous is not None else {}
+    nodes = {index: block.node for index, block in known.items()}
     for index in changed:
         known.pop(index, None)
     block_size = _read(root / _MEMORY / "block_size_bytes")
@@ -43,7 +47,7 @@ def read_inventory(
         cpus_online=read_cpus(root, "online"),
         cpus_pinned=_read_pinned(root, present),
         block_bytes=int(block_size, 16) if block_size else 0,
-        blocks=_read_blocks(root / _MEMORY, known) if block_size else (),
+        blocks=_read_blocks(root, known, nodes) if block_size else (),
         zones=read_zones(root),
     )
 
@@ -149,25 +153,58 @@ def _read_pinned(root: Path, present: frozenset[int]) -> frozenset[int]:
     return read_cpus(root, "isolated") | fixed
 
 
-def _read_blocks(memory: Path, known: dict[int, MemoryBlock]) -> tuple[MemoryBlock, ...]:
-    directory = os.open(memory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _read_blocks(root: Path, known: Mapping[int, MemoryBlock], nodes: Mapping[int, int]) -> tuple[MemoryBlock, ...]:
+    directory = os.open(root / _MEMORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        blocks = []
-        with os.scandir(directory) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
-            if not name.startswith("memory") or not name[6:].isdecimal():
-                continue
-            block = _read_block(directory, name, known.get(int(name[6:])))
-            if block is not None:
-                blocks.append(block)
+        indices = _numbered(directory, "memory")
+        if not nodes.keys() >= indices:
+            nodes = _read_nodes(root)
+        found = (_read_block(directory, index, known.get(index), nodes.get(index, 0)) for index in sorted(indices))
+        return tuple(block for block in found if block is not None)
     finally:
         os.close(directory)
-    blocks.sort(key=lambda block: block.index)
-    return tuple(blocks)
 
 
-def _read_block(directory: int, name: str, before: MemoryBlock | None) -> MemoryBlock | None:
+def _read_nodes(root: Path) -> dict[int, int]:
+    """The NUMA node of each block; empty where there is only one, which is node 0."""
+    try:
+        directory = os.open(root / _NODE, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return {}
+        raise
+    try:
+        nodes = _numbered(directory, "node")
+        if len(nodes) < 2:
+            return {}
+        return {index: node for node in nodes for index in _blocks_of(directory, node)}
+    finally:
+        os.close(directory)
+
+
+def _blocks_of(nodes: int, node: int) -> frozenset[int]:
+    try:
+        directory = os.open(f"node{node}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=nodes)
+    except OSError as error:
+        if error.errno in _VANISHED:
+            return frozenset()
+        raise
+    try:
+        return _numbered(directory, "memory")
+    finally:
+        os.close(directory)
+
+
+def _numbered(directory: int, prefix: str) -> frozenset[int]:
+    """The N of all entries ``prefixN`` of an open directory."""
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in entries]
+    start = len(prefix)
+    return frozenset(int(name[start:]) for name in names if name.startswith(prefix) and name[start:].isdecimal())
+
+
+def _read_block(directory: int, index: int, before: MemoryBlock | None, node: int) -> MemoryBlock | None:
+    name = f"memory{index}"
     text = _read_at(directory, name + "/state")
     if text is None:
         return None
@@ -177,7 +214,7 @@ def _read_block(directory: int, name: str, before: MemoryBlock | None) -> Memory
     if before is not None and before.state is state is BlockState.ONLINE:
         return before
     zones = (_read_at(directory, name + "/valid_zones") or "") if state is BlockState.ONLINE else ""
-    return MemoryBlock(int(name[6:]), state, zones.strip() == "Movable")
+    return MemoryBlock(index, state, zones.strip() == "Movable", node)
 
 
 def _read_at(directory: int, name: str) -> str | None:

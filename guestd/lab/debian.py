@@ -29,6 +29,30 @@ PACKAGES = (
     "stress-ng",
 )
 
+APPS = (
+    # Applications to resize under, and others that online CPUs and memory too or watch them.
+    "openjdk-17-jdk-headless",
+    "postgresql",
+    "qemu-guest-agent",
+    "systemd-oomd",
+    "tuned",
+)
+"""More packages, for the base of the tests that need one of them."""
+
+APPS_UNITS = (
+    "postgresql.service",
+    "qemu-guest-agent.service",
+    "systemd-oomd.service",
+    "systemd-oomd.socket",
+    "tuned.service",
+)
+"""What these packages would start at boot: disabled, a test starts what it needs."""
+
+APPS_FILES = {
+    # udev would start the agent as soon as its port is there.
+    "etc/udev/rules.d/60-qemu-guest-agent.rules": "",
+}
+
 MASKED_UNITS = (
     # Nothing here is needed in a guest that lives for minutes, and each costs a process or a device at boot.
     "apt-daily.timer",
@@ -134,28 +158,33 @@ async def apt_options() -> list[str]:
     return [line for line in dump.decode().splitlines() if _ACQUIRE.match(line)]
 
 
-def bootstrap_command(root: Path, sources: str | None, options: list[str]) -> list[str]:
+def bootstrap_command(root: Path, sources: str | None, options: list[str], extra: tuple[str, ...] = ()) -> list[str]:
     """The mmdebstrap command that fills the new directory `root`; it is to run as root.
 
-    The sources are to be on its standard input, unless there are none.
+    The sources are to be on its standard input, unless there are none. `extra` are packages beside `PACKAGES`.
     """
     command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--format=directory"]
-    command += [f"--include={','.join(PACKAGES)}", '--aptopt=Acquire::Languages "none";']
+    command += [f"--include={','.join((*PACKAGES, *extra))}", '--aptopt=Acquire::Languages "none";']
     command += [f"--aptopt={option}" for option in options]
     command += [f"--dpkgopt=path-exclude={path}" for path in _EXCLUDED_PATHS]
     command += [RELEASE, str(root)]
     return [*command, "-"] if sources is not None else command
 
 
-def configure_script(root: Path) -> str:
-    """A shell script, to be run as root, that makes the bootstrapped directory a lab guest."""
+def configure_script(root: Path, *, apps: bool = False) -> str:
+    """A shell script, to be run as root, that makes the bootstrapped directory a lab guest.
+
+    :param apps: `APPS` are in it.
+    """
     at = shlex.quote(str(root))
     lines = ["set -eu", f"cd {at}"]
-    for name, text in FILES.items():
+    for name, text in (FILES | APPS_FILES if apps else FILES).items():
         lines.append(f"mkdir -p {shlex.quote(str(Path(name).parent))}")
         lines.append(f"printf %s {shlex.quote(text)} > {shlex.quote(name)}")
     lines += [f"ln -sfn /dev/null etc/systemd/system/{shlex.quote(unit)}" for unit in MASKED_UNITS]
     lines += [f"rm -f {shlex.quote(name)}" for name in REMOVED_FILES]
+    if apps:
+        lines += [f"chroot . systemctl --quiet disable {shlex.join(APPS_UNITS)}"]
     lines += [
         "ln -sfn /usr/lib/systemd/system/multi-user.target etc/systemd/system/default.target",
         "chroot . passwd -d root >/dev/null",

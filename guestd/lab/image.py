@@ -2,6 +2,7 @@
 
     base-KEY/     Debian (`debian.py`) as an ext4 file, kernel and initrd; made in under a minute, once
     image-KEY/    a copy of it with `make install-guest` and the lab's agent written in; a few seconds
+    apps-…-KEY/   both once more with `debian.APPS` in them, for the tests that ask for it
 
 KEY is a hash of what went in, so a change of the code makes a new image and never touches one that a
 running machine may be using. Machines write into overlays of their own. Several builders at once are
@@ -71,31 +72,37 @@ def lab_directory() -> Path:
     return Path(configured).resolve() if configured else source_root() / "build" / "lab"
 
 
-async def build(progress: Progress = lambda line: None) -> GuestImage:
+async def build(progress: Progress = lambda line: None, *, apps: bool = False) -> GuestImage:
     """The guest image of this checkout as it is now; built when it is not there yet.
 
     :param progress: Called with one line for each step.
+    :param apps: With applications in it (`debian.APPS`), none of them started.
     :raise LabUnavailable: When a tool or a right is missing.
     :raise ImageError: When a step failed.
     """
     root, directory = source_root(), lab_directory()
     directory.mkdir(parents=True, exist_ok=True)
     async with _locked(directory / "lock", progress):
-        base = await _base(directory, progress)
-        image = directory / f"image-{_project_key(root, base)}"
+        base = await _base(directory, progress, apps=apps)
+        image = directory / f"{_sort(apps)}image-{_project_key(root, base)}"
         if not image.exists():
             tools.require(tools.BUILD_TOOLS)
             await _finish(image, lambda work: _build_image(work, base, root, progress))
-            _forget_old(directory, image)
+            _forget_old(image, f"{_sort(apps)}image-*")
         image.touch()
         return GuestImage(image / "disk.ext4", base / "vmlinux", base / "initrd")
 
 
-async def _base(directory: Path, progress: Progress) -> Path:
-    base = directory / f"base-{_base_key()}"
+def _sort(apps: bool) -> str:
+    """How names of directories begin. Each sort of image is forgotten among its like only."""
+    return "apps-" if apps else ""
+
+
+async def _base(directory: Path, progress: Progress, *, apps: bool) -> Path:
+    base = directory / f"{_sort(apps)}base-{_base_key()}"
     if not base.exists():
         tools.require(tools.BUILD_TOOLS)
-        await _finish(base, lambda work: _build_base(work, progress))
+        await _finish(base, lambda work: _build_base(work, progress, apps=apps))
     return base
 
 
@@ -110,16 +117,17 @@ async def _finish(target: Path, fill: Callable[[Path], object]) -> None:
         work.rename(target)
 
 
-async def _build_base(work: Path, progress: Progress) -> None:
+async def _build_base(work: Path, progress: Progress, *, apps: bool) -> None:
     started = time.monotonic()
-    progress(f"fetching Debian {debian.RELEASE} for the guest (about a minute)")
+    wanted = " with applications" if apps else ""
+    progress(f"fetching Debian {debian.RELEASE}{wanted} for the guest (about a minute{' or two' if apps else ''})")
     sources, options = await debian.apt_sources(), await debian.apt_options()
     root = work.parent / "root"
     try:
-        command = debian.bootstrap_command(root, sources, options)
+        command = debian.bootstrap_command(root, sources, options, debian.APPS if apps else ())
         await tools.run(tools.as_root(command), stdin=None if sources is None else sources.encode())
         progress(f"Debian is there after {time.monotonic() - started:.0f} s; making the disk")
-        await tools.run(tools.as_root(["sh", "-c", debian.configure_script(root)]))
+        await tools.run(tools.as_root(["sh", "-c", debian.configure_script(root, apps=apps)]))
         kernel = max(root.glob("boot/vmlinuz-*"))
         release = kernel.name.removeprefix("vmlinuz-")
         (work / "initrd").write_bytes(initrd.build(root, release))
@@ -160,7 +168,7 @@ async def _build_image(work: Path, base: Path, root: Path, progress: Progress) -
     progress("installing this checkout into the guest image")
     stage = work.parent / "stage"
     stage.mkdir(mode=0o755)
-    make = ["make", "--no-print-directory", "-C", str(root), "install-guest", f"DESTDIR={stage}"]
+    make = ["make", "--no-print-directory", "-C", str(root), "install-guest", "install-lab", f"DESTDIR={stage}"]
     await tools.run(make, environment={"MAKEFLAGS": "", "MAKELEVEL": ""})
     _stage_agent(stage)
     disk = work / "disk.ext4"
@@ -214,9 +222,9 @@ def _digest(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _forget_old(directory: Path, newest: Path) -> None:
-    """Remove all but the newest images; a running machine keeps its file open."""
-    images = sorted(directory.glob("image-*"), key=lambda path: path.stat().st_mtime, reverse=True)
+def _forget_old(newest: Path, pattern: str) -> None:
+    """Remove all but the newest images of a sort; a running machine keeps its file open."""
+    images = sorted(newest.parent.glob(pattern), key=lambda path: path.stat().st_mtime, reverse=True)
     for image in [path for path in images if path != newest][_KEPT_IMAGES - 1 :]:
         shutil.rmtree(image, ignore_errors=True)
 

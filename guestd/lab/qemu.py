@@ -26,7 +26,8 @@ class MachineConfig:
 
     :param name: Shown in messages and in QEMU's process name.
     :param boot_memory_bytes: RAM at boot, a multiple of 128 MiB (the guest's memory block size).
-    :param max_memory_bytes: RAM with virtio-mem grown to its end; a multiple of 128 MiB too.
+    :param max_memory_bytes: RAM with virtio-mem or all DIMMs grown to its end; a multiple of 128 MiB too.
+    :param dimm_slots: Memory comes as so many DIMMs at most; the VM has neither virtio-mem nor a balloon then.
     :param cpus: CPUs at boot; `max_cpus` with all hot-added.
     :param cpu_slots: CPUs that can be plugged in all its life. Under software emulation QEMU 7.2 gives every
         vCPU thread that ever started a translation context for good and aborts beyond `maxcpus` of them, so
@@ -34,6 +35,7 @@ class MachineConfig:
         `max_cpus` (kernel argument `possible_cpus`). Not used under KVM.
     :param guest_cid: vsock CID, 3 or more, different for machines that share a broker.
     :param require_privileged_port: The vsock device refuses guest ports of 1024 and more.
+    :param guest_agent_port: A serial port for qemu-guest-agent, its other end is `MachinePaths.guest_agent`.
     :param kernel_arguments: Added at the end of the kernel's command line.
     :raise ValueError: When one of them is out of range.
     """
@@ -41,11 +43,13 @@ class MachineConfig:
     name: str = "lab"
     boot_memory_bytes: int = 512 * MIB
     max_memory_bytes: int = 2560 * MIB
+    dimm_slots: int = 0
     cpus: int = 1
     max_cpus: int = 4
     cpu_slots: int = 240
     guest_cid: int = 3
     require_privileged_port: bool = False
+    guest_agent_port: bool = False
     kernel_arguments: str = ""
 
     def __post_init__(self) -> None:
@@ -54,6 +58,8 @@ class MachineConfig:
         grown = self.max_memory_bytes - self.boot_memory_bytes
         if grown < 0 or grown % (128 * MIB):
             raise ValueError(f"maximum memory {self.max_memory_bytes}: boot memory plus a multiple of 128 MiB")
+        if not 0 <= self.dimm_slots <= 24:
+            raise ValueError(f"{self.dimm_slots} DIMM slots: 0 to 24, so that the vsock device can map them all")
         if not 1 <= self.cpus <= self.max_cpus <= 64:
             raise ValueError(f"{self.cpus} of {self.max_cpus} CPUs: 1 <= boot <= maximum <= 64")
         if not 3 <= self.guest_cid < 0xFFFFFFFF:
@@ -62,7 +68,7 @@ class MachineConfig:
     @property
     def virtio_mem_bytes(self) -> int:
         """The most that virtio-mem can add; 0 when the machine has none."""
-        return self.max_memory_bytes - self.boot_memory_bytes
+        return 0 if self.dimm_slots else self.max_memory_bytes - self.boot_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,11 @@ class MachinePaths:
         return self.directory / "console.sock"
 
     @property
+    def guest_agent(self) -> Path:
+        """qemu-guest-agent's serial port."""
+        return self.directory / "qga.sock"
+
+    @property
     def vhost_vsock(self) -> Path:
         """vhost-user, between QEMU and the vsock device."""
         return self.directory / "vhost.sock"
@@ -148,9 +159,13 @@ def command_line(config: MachineConfig, paths: MachinePaths, accel: str) -> list
         command += ["-chardev", f"socket,id={name},path={path},server=on,wait=off"]
         if name != "console":
             command += ["-mon", f"chardev={name},mode=control"]
-    command += ["-device", "virtio-serial-pci,max_ports=2"]
+    command += ["-device", f"virtio-serial-pci,max_ports={3 if config.guest_agent_port else 2}"]
     command += ["-device", f"virtserialport,chardev=console,name={CONSOLE_PORT_NAME}"]
-    command += ["-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=off"]
+    if config.guest_agent_port:
+        command += ["-chardev", f"socket,id=qga,path={paths.guest_agent},server=on,wait=off"]
+        command += ["-device", "virtserialport,chardev=qga,name=org.qemu.guest_agent.0"]
+    if not config.dimm_slots:
+        command += ["-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on,deflate-on-oom=off"]
     # On a port of its own, because pcie.0 does not hotplug and the device is taken out before a migration.
     command += ["-device", "pcie-root-port,id=port0,chassis=1,slot=1"]
     command += ["-chardev", f"socket,id=vhost0,path={paths.vhost_vsock}"]
@@ -168,9 +183,11 @@ def kernel_command_line(config: MachineConfig, *, kvm: bool) -> str:
 
 
 def _memory(config: MachineConfig) -> list[str]:
-    """Boot memory, and virtio-mem of which nothing is plugged; shared, because vhost-user needs that."""
+    """Boot memory, and virtio-mem of which nothing is plugged, or slots; shared, because vhost-user needs that."""
     boot, added = config.boot_memory_bytes, config.virtio_mem_bytes
     arguments = ["-object", f"memory-backend-memfd,id=ram0,size={boot},share=on"]
+    if config.dimm_slots:
+        return ["-m", f"{boot // MIB}M,slots={config.dimm_slots},maxmem={config.max_memory_bytes // MIB}M", *arguments]
     if not added:
         return ["-m", f"{boot // MIB}M", *arguments]
     slack = GIB  # for aligning the device's region

@@ -8,7 +8,6 @@ Decision amounts are integers: CPU in millicores (1000 = one vCPU), memory in by
 """
 
 import re
-from fractions import Fraction
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -38,6 +37,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a size; write for example 512MiB or 4GiB")
+    from fractions import Fraction  # for configuration only: a guest does without
+
     value = Fraction(match[1]) * _FACTOR[match[2]]
     if value.denominator != 1:
         raise ValueError(f"{text!r} is not a whole number of bytes")

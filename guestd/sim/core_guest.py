@@ -59,15 +59,12 @@ class CoreGuest:
     """One guest; `load` may be changed at any time.
 
     :param broker: the broker's unix socket for this guest.
-    :param run_dir: a directory of this guest's own, for its relay.
     :param hold_seconds: for how long a lower need must last to be believed; None: as in production.
     """
 
-    def __init__(
-        self, link: HypervisorLink, name: str, broker: Path, run_dir: Path, hold_seconds: float | None = None
-    ) -> None:
+    def __init__(self, link: HypervisorLink, name: str, broker: Path, hold_seconds: float | None = None) -> None:
         self.name, self.load = name, Load()
-        self._link, self._vm, self._broker, self._run_dir = link, RemoteVm(link, name), broker, run_dir
+        self._link, self._vm, self._broker = link, RemoteVm(link, name), broker
         self._hold_seconds = hold_seconds
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -87,14 +84,12 @@ class CoreGuest:
         if self._hold_seconds is not None:
             settings = EstimateSettings(hold_seconds=self._hold_seconds)
             machine.cpu_estimator, machine.memory_estimator = CpuEstimator(settings), MemoryEstimator(settings)
-        self._run_dir.mkdir(exist_ok=True)
         self.daemon = Daemon(
             machine,
             lambda quick: self.kernel.sample(),
             self.kernel.inventory,
             _Hands(self.kernel),
             lambda: dial_unix(str(self._broker)),
-            self._run_dir,
         )
         await self._vm.open(self._changed.set)
         self._tasks = [asyncio.create_task(work()) for work in (self.daemon.run, self._follow, self._pass_time)]

@@ -1,104 +1,72 @@
-"""The guest's end of the stream: one gRPC channel through the relay's unix socket, one bidirectional call."""
+"""The guest's end of the stream: hello, welcome, and what both sides say until it ends."""
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import TYPE_CHECKING
+import socket
+from collections.abc import Awaitable, Callable
 
-import grpc
-import grpc.aio
-
-from guestd.model.errors import ProtocolError, UnreachableError
+from guestd.model.errors import GuestdError, ProtocolError, UnreachableError
 from guestd.model.messages import BrokerMessage, GuestMessage, Hello, Welcome
-from guestd.v1 import guest_pb2, guest_pb2_grpc
 from guestd.wire import convert
+from guestd.wire.call import Call, open_call
 
-_log = logging.getLogger(__name__)
 _WELCOME_SECONDS = 10.0
 _MISSED_HEARTBEATS = 3.0
 
-_OPTIONS = (
-    ("grpc.max_receive_message_length", convert.MAX_MESSAGE_BYTES),
-    ("grpc.enable_retries", 0),
-    ("grpc.service_config_disable_resolution", 1),
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.http2.bdp_probe", 0),  # else each message costs a ping too
-)
-
-if TYPE_CHECKING:
-    _Call = grpc.aio.StreamStreamCall[guest_pb2.NegotiateRequest, guest_pb2.NegotiateResponse]
-
 
 class Stream:
-    """One open stream. Messages go out in order; there is at most one of each sort waiting."""
+    """One open stream. Messages go out in order."""
 
-    def __init__(self) -> None:
-        self._waiting: asyncio.Queue[GuestMessage] = asyncio.Queue(maxsize=64)
+    def __init__(self, call: Call) -> None:
+        self._call = call
 
     def say(self, message: GuestMessage) -> None:
-        """Send soon. A broker that reads too slowly loses the stream, not the guest its memory."""
-        try:
-            self._waiting.put_nowait(message)
-        except asyncio.QueueFull:
-            raise UnreachableError("the broker does not read what it is sent") from None
+        """Send soon. A broker that reads too slowly loses messages, not the guest its memory.
 
-    async def _requests(self) -> AsyncIterator[GuestMessage]:
-        while True:
-            yield await self._waiting.get()
+        :raise UnreachableError: When too much waits to be sent already.
+        """
+        self._call.send(convert.guest_message_to_wire(message).SerializeToString())
 
 
 async def converse(
-    path: Path,
+    dial: Callable[[], Awaitable[socket.socket]],
     hello: Hello,
     on_open: Callable[[Stream, Welcome], None],
     on_message: Callable[[BrokerMessage], None],
 ) -> None:
     """Dial, say hello, and hand on what the broker says until the stream ends. Always ends by raising.
 
-    :param path: the relay's unix socket.
+    :param dial: gives a connection to the broker.
     :raise UnreachableError: When the broker cannot be reached, or the stream has ended.
     :raise ProtocolError: When the broker says something that makes no sense.
     """
-    stream = Stream()
-    channel = grpc.aio.insecure_channel(f"unix:{path}", options=_OPTIONS)
-    call = guest_pb2_grpc.GuestServiceStub(channel).Negotiate()
-    sending = asyncio.create_task(_send(call, stream, hello))
     try:
+        call = await open_call(await dial(), convert.NEGOTIATE, convert.MAX_MESSAGE_BYTES)
+    except (OSError, GuestdError) as error:
+        raise UnreachableError(str(error)) from error
+    stream = Stream(call)
+    try:
+        stream.say(hello)
         heartbeat_seconds = await _welcome(call, stream, on_open)
         while True:
-            async with asyncio.timeout(_MISSED_HEARTBEATS * heartbeat_seconds):
-                response = await call.read()
-            if response is grpc.aio.EOF:
-                raise UnreachableError("the broker ended the stream")
-            message = convert.broker_message_from_wire(response)  # type: ignore[arg-type]  # EOF has no type of its own
+            message = await _hear(call, _MISSED_HEARTBEATS * heartbeat_seconds)
             if message is not None:
                 on_message(message)
-    except TimeoutError:
-        raise UnreachableError("the broker has been silent for too long") from None
-    except grpc.aio.AioRpcError as error:
-        raise UnreachableError(f"{error.code().name}: {error.details()}") from None
     finally:
-        sending.cancel()
-        call.cancel()
-        await asyncio.gather(sending, return_exceptions=True)
-        await channel.close()
+        call.close()
 
 
-async def _welcome(call: "_Call", stream: Stream, on_open: Callable[[Stream, Welcome], None]) -> float:
-    async with asyncio.timeout(_WELCOME_SECONDS):
-        response = await call.read()
-    if response is grpc.aio.EOF:
-        # Reading the status raises what the broker said.
-        raise UnreachableError(f"{(await call.code()).name}: {await call.details()}")
-    welcome = convert.broker_message_from_wire(response)  # type: ignore[arg-type]  # as above
+async def _welcome(call: Call, stream: Stream, on_open: Callable[[Stream, Welcome], None]) -> float:
+    welcome = await _hear(call, _WELCOME_SECONDS)
     if not isinstance(welcome, Welcome):
         raise ProtocolError("the broker's first message was not a welcome")
     on_open(stream, welcome)
     return welcome.heartbeat_seconds
 
 
-async def _send(call: "_Call", stream: Stream, hello: Hello) -> None:
-    await call.write(convert.guest_message_to_wire(hello))
-    async for message in stream._requests():
-        await call.write(convert.guest_message_to_wire(message))
+async def _hear(call: Call, limit_seconds: float) -> BrokerMessage | None:
+    try:
+        async with asyncio.timeout(limit_seconds):
+            raw = await call.read()
+    except TimeoutError:
+        raise UnreachableError("the broker has been silent for too long") from None
+    return convert.broker_message_from_bytes(raw)

@@ -1,10 +1,9 @@
-"""Byte relays between vsock and unix sockets, because grpcio's wheels are built without vsock.
+"""The host's byte relay between vsock and the gRPC server, because grpcio's wheels are built without vsock.
 
-In the guest `dial_relay` listens on a unix socket for the guest's own gRPC channel and connects each
-connection to the host. On the host an `IngressRelay` takes guests' connections from AF_VSOCK or from
-per-VM unix sockets, finds out from the transport which VM it is, and connects to the gRPC server from an
-abstract unix name that `Peers` knows: the server sees that name as its peer, and nobody else can
-connect there, because the server's own socket lies in a directory of mode 0700.
+An `IngressRelay` takes guests' connections from AF_VSOCK or from per-VM unix sockets, finds out from the
+transport which VM it is, and connects to the gRPC server from an abstract unix name that `Peers` knows: the
+server sees that name as its peer, and nobody else can connect there, because the server's own socket lies in a
+directory of mode 0700.
 """
 
 import asyncio
@@ -158,35 +157,6 @@ def vsock_listener(port: int) -> socket.socket:
 def _hang_up(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it is closed already
         sock.shutdown(socket.SHUT_RDWR)
-
-
-class DialRelay:
-    """The guest's relay: a unix socket whose connections `dial` takes to the host."""
-
-    def __init__(self, path: Path, dial: Callable[[], Awaitable[socket.socket]]) -> None:
-        self._path = path
-        self._dial = dial
-        self._listener: _Listener | None = None
-        self.failure = ""
-        """Why the last dial failed; empty when it did not."""
-
-    async def start(self) -> None:
-        """:raise OSError: When the socket cannot be made."""
-        self._listener = _Listener(unix_listener(self._path), self._connect)
-
-    async def _connect(self, _: socket.socket) -> tuple[socket.socket, Callable[[], None]]:
-        try:
-            upstream = await self._dial()
-        except (OSError, GuestdError) as error:
-            self.failure = str(error)
-            raise
-        self.failure = ""
-        return upstream, lambda: None
-
-    async def close(self) -> None:
-        if self._listener is not None:
-            await self._listener.close()
-            self._path.unlink(missing_ok=True)
 
 
 class IngressRelay:

@@ -112,15 +112,12 @@ class GuestRig:
         machine = GuestMachine(identity, time.monotonic())
         settings = EstimateSettings(hold_seconds=1.5)  # longer than the window over which rates are taken
         machine.cpu_estimator, machine.memory_estimator = CpuEstimator(settings), MemoryEstimator(settings)
-        run_dir = self.root / f"{self.name}.run"
-        run_dir.mkdir(exist_ok=True)
         self.daemon = Daemon(
             machine,
-            self.kernel.sample,
+            lambda quick: self.kernel.sample(),
             self.kernel.inventory,
             FakeHands(self.kernel),
             lambda: dial_unix(str(self.path)),
-            run_dir,
         )
         self.vm.on_guest_change = self.daemon.on_hotplug
         self._task = asyncio.create_task(self.daemon.run())

@@ -101,9 +101,7 @@ class Scenario:
         self.names = [f"{tag}-{number}" for number in range(GUESTS)]
         self.to_add = [f"{tag}-{GUESTS + number}" for number in range(ADDED)]
         self.guests = {
-            name: CoreGuest(
-                world.link, name, root / f"{name}_{configuration.DEFAULT_PORT}", root / f"{name}.run", HOLD_SECONDS
-            )
+            name: CoreGuest(world.link, name, root / f"{name}_{configuration.DEFAULT_PORT}", HOLD_SECONDS)
             for name in self.names
         }
         self.broker = BrokerProcess(root, world.hypervisor.socket, self._config(), TIMING)

@@ -40,9 +40,9 @@ class Machine:
         self.qmp, self.own_qmp, self.log = folder / "qmp", folder / "own", folder / "log"
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self, *extra: str, balloon: bool = True, virtio_mem: bool = True) -> None:
+    async def start(self, *extra: str, balloon: bool = True, virtio_mem: bool = True, slots: int = 4) -> None:
         args = ["-M", "q35", "-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none"]
-        args += ["-smp", "1,maxcpus=4", "-m", "512M,slots=4,maxmem=4G"]
+        args += ["-smp", "1,maxcpus=4", "-m", f"512M,slots={slots},maxmem=4G" if slots else "512M"]
         if virtio_mem:
             args += ["-object", "memory-backend-memfd,id=vmem0,size=2G,share=on,reserve=off"]
             args += ["-device", "virtio-mem-pci,id=vm0,memdev=vmem0,requested-size=0"]
@@ -187,7 +187,7 @@ async def test_the_balloon_is_found_by_its_answer(machine: Machine, driver: Qemu
 
 
 async def test_a_balloon_that_the_guest_ignores_frees_nothing(machine: Machine, driver: QemuVm) -> None:
-    await machine.start(virtio_mem=False)
+    await machine.start(virtio_mem=False, slots=0)
     await calls(driver)
     await driver.request_memory(256 * MIB)
     await driver.settle_memory()
@@ -201,6 +201,51 @@ async def test_dimms_count_as_boot_memory_also_for_the_balloon(machine: Machine,
     await calls(driver)
     state = await driver.observe()
     assert state.boot_memory_bytes == state.memory_held_bytes == BOOT + 256 * MIB
+
+
+@pytest.mark.parametrize(("shared", "kind"), [(True, "memory-backend-memfd"), (False, "memory-backend-ram")])
+async def test_without_virtio_mem_memory_is_added_as_dimms(
+    machine: Machine, driver: QemuVm, shared: bool, kind: str
+) -> None:
+    ram = ["-object", "memory-backend-memfd,id=ram0,size=512M,share=on", "-machine", "memory-backend=ram0"]
+    await machine.start(*(ram if shared else []), virtio_mem=False)
+    await calls(driver)
+    state = await driver.observe()
+    assert (state.memory_unit_bytes, state.memory_max_bytes) == (512 * MIB, BOOT + 2 * GIB)  # four of what it has
+    await driver.request_memory(BOOT + GIB + 5)
+    await driver.request_memory(BOOT + GIB)
+    state = await driver.observe()
+    assert state.memory_held_bytes == state.memory_plugged_bytes == BOOT + GIB
+    assert state.boot_memory_bytes == BOOT
+    devices = await machine.command("query-memory-devices")
+    assert isinstance(devices, list)
+    assert {one["data"]["id"]: one["data"]["size"] for one in devices} == dict.fromkeys(
+        ("guestd-dimm-0", "guestd-dimm-1"), 512 * MIB
+    )
+    assert await machine.command("qom-get", path="/objects/guestd-mem-0", property="type") == kind
+    await driver.request_memory(BOOT + 2 * GIB)
+    assert (await driver.observe()).memory_held_bytes == BOOT + 2 * GIB  # all slots, all names
+    with pytest.raises(HypervisorError, match=r"can have 2\.5 GiB at most"):
+        await driver.request_memory(BOOT + 3 * GIB)
+
+
+async def test_a_dimm_stays_until_the_guest_lets_go_of_it(machine: Machine, driver: QemuVm) -> None:
+    await machine.start(virtio_mem=False)
+    await calls(driver)
+    await driver.request_memory(BOOT + GIB)
+    await driver.request_memory(BOOT)  # QEMU takes the request; there is no guest to answer
+    assert (await driver.observe()).memory_held_bytes == BOOT + GIB
+    await driver.settle_memory()
+    assert (await driver.observe()).memory_held_bytes == BOOT + GIB
+
+
+async def test_a_backend_that_a_broker_left_is_ended_by_the_next(machine: Machine, driver: QemuVm) -> None:
+    await machine.start(virtio_mem=False)
+    left = {"qom-type": "memory-backend-ram", "id": "guestd-mem-0", "size": 512 * MIB}
+    await machine.command("object-add", **left)
+    await calls(driver)
+    assert (await driver.observe()).memory_held_bytes == BOOT + 512 * MIB
+    await until(driver, lambda state: state.memory_held_bytes == BOOT)
 
 
 async def test_a_paused_vm_is_frozen(machine: Machine, driver: QemuVm) -> None:

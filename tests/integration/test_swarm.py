@@ -79,7 +79,7 @@ async def test_a_guest_with_the_production_daemon_follows_its_load() -> None:
         (rig.root / "broker.toml").write_text(config)
         await rig.start_broker()
         await rig.ready()
-        guest = CoreGuest(rig.link, swarm.guest_name(0), rig.root / "vsock_4747", rig.root / "guest", hold_seconds=1.5)
+        guest = CoreGuest(rig.link, swarm.guest_name(0), rig.root / "vsock_4747", hold_seconds=1.5)
         await guest.start()
         guest.load.tasks = 3.0
         async with asyncio.timeout(30):

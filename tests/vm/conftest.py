@@ -21,9 +21,19 @@ MachineFactory = Callable[[MachineConfig], Awaitable[Machine]]
 @pytest.fixture(scope="session")
 def guest_image() -> GuestImage:
     """The image of this checkout. Without what it takes the tests skip, or fail under GUESTD_REQUIRE_VM=1."""
+    return _image(apps=False)
+
+
+@pytest.fixture(scope="session")
+def apps_image() -> GuestImage:
+    """The same with `debian.APPS` in it; the first build of its base takes a minute."""
+    return _image(apps=True)
+
+
+def _image(*, apps: bool) -> GuestImage:
     try:
         tools.require(tools.RUN_TOOLS)
-        return asyncio.run(build(lambda line: print(f"==> {line}", flush=True)))
+        return asyncio.run(build(lambda line: print(f"==> {line}", flush=True), apps=apps))
     except LabUnavailable as error:
         if os.environ.get("GUESTD_REQUIRE_VM") == "1":
             pytest.fail(str(error), pytrace=False)

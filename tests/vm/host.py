@@ -64,6 +64,9 @@ class GuestSpec:
     cpu: str = ""  # more of the file's `cpu = { … }`, such as "burst = 4"
     memory: str = ""
     park_cpus: bool = False
+    dimm_slots: int = 0  # memory comes as DIMMs
+    kernel_arguments: str = ""
+    guest_agent_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +295,9 @@ class Host:
             boot_memory_bytes=spec.boot_memory_bytes,
             max_cpus=spec.cpu_max,
             max_memory_bytes=spec.vm_max_bytes or spec.memory_max_bytes,
+            dimm_slots=spec.dimm_slots,
+            kernel_arguments=spec.kernel_arguments,
+            guest_agent_port=spec.guest_agent_port,
             guest_cid=spec.cid,
             require_privileged_port=True,
         )
@@ -353,14 +359,17 @@ class Host:
             return Held()
         slots: Any = await machine.query("query-hotpluggable-cpus")
         base: int = (await machine.query("query-memory-size-summary"))["base-memory"]
-        balloon: int = (await machine.query("query-balloon"))["actual"]
+        balloon = base if machine.config.dimm_slots else (await machine.query("query-balloon"))["actual"]
         devices: Any = await machine.query("query-memory-devices")
         added = [device["data"] for device in devices if device["type"] == "virtio-mem"]
+        dimms = sum(device["data"]["size"] for device in devices if device["type"] == "dimm")
+        backends: Any = await machine.query("query-memdev")
+        behind_dimms = sum(one["size"] for one in backends if one["id"].startswith("guestd-mem-"))
         boot = min(balloon, base)
         return Held(
             vcpus=sum("qom-path" in slot for slot in slots),
-            plugged_bytes=boot + sum(device["size"] for device in added),
-            held_bytes=boot + sum(max(device["size"], device["requested-size"]) for device in added),
+            plugged_bytes=boot + dimms + sum(device["size"] for device in added),
+            held_bytes=boot + behind_dimms + sum(max(device["size"], device["requested-size"]) for device in added),
             ballooned_bytes=base - boot,
         )
 

@@ -146,7 +146,7 @@ class GuestState:
         elif self.bounded:
             needed = round_up(needed, MILLICORES_PER_VCPU)
         if not self.can(kind):
-            needed = min(needed, track.reserved)
+            needed = min(needed, max(track.reserved, self.reach(kind)))
         if plenty:
             needed = max(needed, min(track.expected, track.reserved))
         if now < track.shrink_after:
@@ -157,6 +157,21 @@ class GuestState:
         """Whether the guest says that it can bring more of this kind online."""
         capabilities = self.identity.capabilities if self.identity else frozenset()
         return (Capability.CPU_ONLINE if kind is Kind.CPU else Capability.MEMORY_ONLINE) in capabilities
+
+    def reach(self, kind: Kind) -> int:
+        """How much the VM can be given without the guest's doing: CPU time of the vCPUs that it has, and the
+        memory that it booted with (a balloon is its kernel's business).
+        """
+        if self.vm is None:
+            return 0
+        if kind is Kind.MEMORY:
+            return self.vm.boot_memory_bytes
+        return self.vm.vcpus * MILLICORES_PER_VCPU if self.bounded else 0
+
+    @property
+    def parks(self) -> bool:
+        """Whether its vCPUs stay plugged and only the quota moves: it is set so, or it cannot switch them itself."""
+        return self.bounded and (self.park or (self.identity is not None and not self.can(Kind.CPU)))
 
     def least(self, kind: Kind) -> int:
         """Below this the guest may not be shrunk now (invariant 7), in whole units."""
@@ -183,4 +198,4 @@ class GuestState:
         """Whether the hypervisor has taken back what is above that."""
         if self.vm is None or self.vm.held(kind) > amount:
             return False
-        return kind is Kind.MEMORY or self.park or self.vm.vcpus <= self.vcpus_for(amount)
+        return kind is Kind.MEMORY or self.parks or self.vm.vcpus <= self.vcpus_for(amount)

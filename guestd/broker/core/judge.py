@@ -40,6 +40,15 @@ def must_not_shrink(guest: GuestState, track: Track) -> bool:
     return guest.paused or pressed or (guest.vm is not None and guest.vm.status is not VmStatus.RUNNING)
 
 
+def takes_too_much(guest: GuestState, track: Track, stale_seconds: float, now: float) -> bool:
+    """Whether memory is being taken of which the guest has come to need more than it was to be left with."""
+    if track.kind is not Kind.MEMORY or track.phase is not Phase.UNPLUGGING:
+        return False
+    if guest.why_fixed(now, stale_seconds) is not None:
+        return False
+    return track.amount < min(shrink_amount(guest, track), track.reserved)
+
+
 def must_force(guest: GuestState, track: Track) -> int | None:
     """Down to what CPU time must be forced, whatever the guest says: its burst is over. None: nothing must."""
     if track.kind is not Kind.CPU or not guest.bounded or guest.paused or not guest.vm_fresh:
@@ -119,6 +128,8 @@ def needs_asking(guest: GuestState, track: Track, amount: int) -> bool:
     """Whether the guest has to do something before the hypervisor can take so much: all but a CPU quota."""
     if track.kind is Kind.MEMORY or not guest.bounded:
         return True
+    if not guest.can(Kind.CPU):  # it could only say no
+        return False
     return max(guest.usable.vcpus_online, 1) > max(1, -(-amount // MILLICORES_PER_VCPU))
 
 

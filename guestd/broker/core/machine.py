@@ -399,6 +399,8 @@ class BrokerMachine:
         elif judge.may_shrink(guest, track, self.timing, stale, now, self._plenty[kind]):
             track.reason = judge.explain(guest, track, stale, now)
             self._resizer.shrink(guest, track, judge.shrink_amount(guest, track))
+        elif judge.takes_too_much(guest, track, stale, now):
+            self._resizer.force(guest, track, min(judge.shrink_amount(guest, track), track.reserved))
         elif judge.must_park(guest, track, self.timing, stale, now):
             track.reason = judge.explain(guest, track, stale, now)
             self._resizer.shrink(guest, track, track.reserved)

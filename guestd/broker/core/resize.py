@@ -335,7 +335,7 @@ class Resizer:
         more = vm is None or vm.vcpus < count
         if guest.bounded and not more:
             self.out.append(RequestCpuQuota(guest.name, amount))
-        if more or (vm is not None and vm.vcpus > count and not (guest.park and guest.bounded)):
+        if more or (vm is not None and vm.vcpus > count and not guest.parks):
             self.out.append(RequestVcpus(guest.name, count))
         if guest.bounded and more:
             self.out.append(RequestCpuQuota(guest.name, amount))

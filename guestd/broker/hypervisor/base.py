@@ -55,7 +55,7 @@ class Vm(Protocol):
         ...
 
     async def request_memory(self, amount_bytes: int) -> None:
-        """Have `amount_bytes` of memory in all: virtio-mem above the boot memory, the balloon below it.
+        """Have `amount_bytes` of memory in all: virtio-mem or DIMMs above the boot memory, the balloon below it.
         Amounts are rounded down to `memory_unit_bytes`. Growing and shrinking go on by themselves.
 
         :raise HypervisorError: When the hypervisor refuses.
@@ -65,7 +65,8 @@ class Vm(Protocol):
 
     async def settle_memory(self) -> None:
         """End a shrink that stops short: what the guest did not give stays its own, and is not asked for
-        any more (virtio-mem: `requested-size` is set back to `size`; balloon: to its actual size).
+        any more (virtio-mem: `requested-size` is set back to `size`; balloon: to its actual size; no further DIMM
+        is removed, but one whose removal was asked for may go yet).
 
         :raise HypervisorError: When the hypervisor refuses.
         :raise OutcomeUnknown: When the answer was lost.

@@ -1,8 +1,10 @@
-"""QEMU as a hypervisor: vCPUs by hotplug, memory by virtio-mem above the boot size and a balloon below.
+"""QEMU as a hypervisor: vCPUs by hotplug, memory by virtio-mem or DIMMs above the boot size and a balloon below.
 
-1. Boot memory is what the VM started with: ``-m`` plus any DIMMs (guestd adds none). QEMU's balloon
-   counts in the same terms: `actual` is boot memory less what is ballooned; virtio-mem is not in it.
-2. ``held = boot - ballooned + max(size, requested-size)``, ``plugged = boot - ballooned + size``.
+1. Boot memory is what the VM has whatever guestd does: ``-m`` plus any DIMMs that guestd did not add. QEMU's
+   balloon counts them and guestd's own DIMMs: `actual` is all these less what is ballooned, without virtio-mem.
+2. ``held = boot - ballooned + max(size, requested-size)``, ``plugged = boot - ballooned + size``. A VM without
+   virtio-mem and with free slots (``-m SIZE,slots=N,maxmem=M``) grows by DIMMs, see `dimms`: then both sizes
+   are those of guestd's DIMMs, in `held` with what QEMU has not given back yet.
 3. A vCPU that guestd added is called ``guestd-cpu-<slot>``; all others are never removed.
 4. After a guest reset the balloon's `actual` is the dead kernel's word: the new kernel has all its boot
    memory until its balloon driver reports again. Until then nothing counts as ballooned.
@@ -25,7 +27,9 @@ from qemu.qmp import Message
 from guestd.broker.cgroup.cpu_group import Bandwidth, CpuGroup
 from guestd.broker.hypervisor import qmp_answers
 from guestd.broker.hypervisor.cpu_bound import CpuBound
-from guestd.broker.hypervisor.qmp_answers import CpuSlot, VirtioMem
+from guestd.broker.hypervisor.dimm_keeper import DimmKeeper
+from guestd.broker.hypervisor.dimms import Bank
+from guestd.broker.hypervisor.qmp_answers import CpuSlot, MemoryDevices, VirtioMem
 from guestd.broker.hypervisor.qmp_link import LinkState, LinkTiming, QmpLink, QmpRefused
 from guestd.model.errors import HypervisorError, HypervisorGone, HypervisorUnreachable
 from guestd.model.units import MIB, format_size, round_down
@@ -71,6 +75,7 @@ class _Memory:
     ballooned: int
     has_balloon: bool
     devices: tuple[VirtioMem, ...]
+    bank: Bank | None  # where it grows by DIMMs
 
     @property
     def minimum(self) -> int:
@@ -78,21 +83,32 @@ class _Memory:
 
     @property
     def maximum(self) -> int:
-        return self.boot + sum(device.maximum for device in self.devices)
+        most = self.bank.most if self.bank is not None else 0
+        return self.boot + most + sum(device.maximum for device in self.devices)
 
     @property
     def unit(self) -> int:
         if self.devices:
             return max(device.block for device in self.devices)  # powers of two
+        if self.bank is not None:
+            return self.bank.unit
         return _BALLOON_UNIT_BYTES if self.has_balloon else 1
 
     @property
     def plugged(self) -> int:
-        return self.boot - self.ballooned + sum(device.size for device in self.devices)
+        dimms = self.bank.plugged if self.bank is not None else 0
+        return self.boot - self.ballooned + dimms + sum(device.size for device in self.devices)
 
     @property
     def held(self) -> int:
-        return self.boot - self.ballooned + sum(max(device.size, device.requested) for device in self.devices)
+        dimms = self.bank.held if self.bank is not None else 0
+        sizes = sum(max(device.size, device.requested) for device in self.devices)
+        return self.boot - self.ballooned + dimms + sizes
+
+    @property
+    def balloon_base(self) -> int:
+        """What QEMU's balloon counts from."""
+        return self.boot + (self.bank.plugged if self.bank is not None else 0)
 
 
 class QemuVm:
@@ -120,6 +136,7 @@ class QemuVm:
         self._cpu = CpuBound(cpu_group, str(qmp_socket))
         self._glance: asyncio.TimerHandle | None = None
         self._requests = asyncio.Lock()  # a request reads, then acts: one at a time
+        self._dimms = DimmKeeper(self._link.execute, self._bank, self._requests, self._notify_soon, str(qmp_socket))
         self._unplug_asked: dict[str, float] = {}  # device id → loop time
         self._resets = 0
         self._reset_at: float | None = None  # QEMU's time of a reset that the balloon has not reported after
@@ -130,6 +147,7 @@ class QemuVm:
 
     async def close(self) -> None:
         self._on_change = None
+        await self._dimms.close()
         await self._link.close()
         for timer in (self._notify, self._glance):
             if timer is not None:
@@ -179,24 +197,30 @@ class QemuVm:
                 share = round_down(min(above_boot, device.maximum), device.block)
                 above_boot -= share
                 await self._resize(device, share)
+            base = memory.balloon_base
+            if memory.bank is not None:
+                base += await self._dimms.request(memory.bank, max(0, amount_bytes - memory.boot))
             if memory.has_balloon:
-                below_boot = max(round_down(amount_bytes, memory.unit), memory.minimum)
-                target = memory.boot if amount_bytes >= memory.boot else below_boot
-                await self._link.execute("balloon", {"value": target})
+                step = _BALLOON_UNIT_BYTES if memory.bank is not None else memory.unit  # a DIMM is much to take
+                left = max(round_down(amount_bytes, step), memory.minimum)
+                await self._link.execute("balloon", {"value": base - max(0, memory.boot - left)})
 
     async def settle_memory(self) -> None:
         async with self._requests:
             memory = await self._memory()
             for device in memory.devices:
                 await self._resize(device, device.size)
+            self._dimms.settle()
             if memory.has_balloon:
-                await self._link.execute("balloon", {"value": memory.boot - memory.ballooned})
+                await self._link.execute("balloon", {"value": memory.balloon_base - memory.ballooned})
 
     async def _ask(self) -> VmState:
         running = qmp_answers.is_running(await self._link.execute("query-status"))
         migrating = qmp_answers.is_migrating(await self._link.execute("query-migrate"))
         slots = await self._cpu_slots()
         memory = await self._memory()
+        if memory.bank is not None and memory.bank.leftovers:
+            self._dimms.tend_soon()
         cpu = await self._bound()
         plugged = sum(slot.qom_path is not None for slot in slots)
         return VmState(
@@ -235,15 +259,34 @@ class QemuVm:
     async def _memory(self) -> _Memory:
         base = qmp_answers.base_memory(await self._link.execute("query-memory-size-summary"))
         added = qmp_answers.memory_devices(await self._link.execute("query-memory-devices"))
-        boot = base + added.dimm_bytes
+        bank = await self._bank_of(base, added)
+        boot = base + added.dimm_bytes if bank is None else bank.boot
         actual = await self._balloon_actual()
         trusted = actual is not None and self._reset_at is None
         return _Memory(
             boot=boot,
-            ballooned=max(0, boot - actual) if actual is not None and trusted else 0,
+            ballooned=max(0, base + added.dimm_bytes - actual) if actual is not None and trusted else 0,
             has_balloon=actual is not None,
             devices=added.virtio_mem,
+            bank=bank,
         )
+
+    async def _bank(self) -> Bank | None:
+        base = qmp_answers.base_memory(await self._link.execute("query-memory-size-summary"))
+        return await self._bank_of(base, qmp_answers.memory_devices(await self._link.execute("query-memory-devices")))
+
+    async def _bank_of(self, base: int, devices: MemoryDevices) -> Bank | None:
+        """The VM's DIMMs; None where it has virtio-mem, or no room for a DIMM."""
+        if devices.virtio_mem:
+            return None
+        try:
+            where = {"path": "/machine", "property": "memory"}
+            room = qmp_answers.memory_room(await self._link.execute("qom-get", where))
+        except QmpRefused:  # QEMU before 7.0 does not tell
+            return None
+        backends = qmp_answers.memory_backends(await self._link.execute("query-memdev"))
+        bank = Bank(base, devices, backends, room)
+        return bank if bank.unit else None
 
     async def _balloon_actual(self) -> int | None:
         """None where there is no balloon."""
@@ -280,10 +323,12 @@ class QemuVm:
             self._resets += 1
             self._reset_at = seconds
             self._unplug_asked.clear()
+            self._dimms.reset()
         elif name == "BALLOON_CHANGE" and self._reset_at is not None and seconds > self._reset_at:
             self._reset_at = None  # QEMU may deliver an older change late: hence the comparison
         elif name == "DEVICE_DELETED":
-            self._unplug_asked.pop(_deleted_device(data), None)
+            self._unplug_asked.pop(_device_of(data), None)
+        self._dimms.on_event(name, data, _device_of(data))
         self._notify_soon()
 
     def _on_link_change(self) -> None:
@@ -293,6 +338,7 @@ class QemuVm:
             self._resets = 0
             self._reset_at = None
             self._unplug_asked.clear()
+            self._dimms.forget()
         if self._link.state is LinkState.GONE:
             self._cpu.process_ended()
         self._notify_soon()
@@ -320,8 +366,10 @@ class QemuVm:
             self._on_change()
 
 
-def _deleted_device(data: Mapping[str, object]) -> str:
-    """The id of the device that is gone. Of a vCPU on q35 QEMU 7.2 tells only that its local APIC is, by path."""
+def _device_of(data: Mapping[str, object]) -> str:
+    """The id of the device that an event is about. Of a vCPU that is gone QEMU 7.2 (q35) tells only that its local APIC
+    is, by path.
+    """
     parts = str(data.get("path", "")).split("/")
     by_path = parts[3] if parts[:3] == ["", "machine", "peripheral"] and len(parts) > 3 else ""
     return str(data.get("device", by_path))

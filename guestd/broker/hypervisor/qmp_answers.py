@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from guestd.model.errors import HypervisorError
 
 CPU_ID_PREFIX = "guestd-cpu-"
+DIMM_ID_PREFIX = "guestd-dimm-"
+BACKEND_ID_PREFIX = "guestd-mem-"
 _PERIPHERAL = "/machine/peripheral/"
+_OBJECTS = "/objects/"
 _SLOT_IDS = ("socket-id", "die-id", "cluster-id", "core-id", "thread-id")
 
 # Everything else `query-migrate` may say means that a migration is going on.
@@ -59,11 +62,48 @@ class VirtioMem:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryDevices:
-    """What was added to the boot memory: DIMMs, which are left as they are, and virtio-mem."""
+class Dimm:
+    """One DIMM; `size` in bytes, `address` where it begins for the guest, `backend_id` of the memory behind it."""
 
-    dimm_bytes: int
+    device_id: str
+    backend_id: str
+    address: int
+    size: int
+
+    @property
+    def ours(self) -> bool:
+        """Whether guestd added it; all others are never removed."""
+        return self.device_id.startswith(DIMM_ID_PREFIX) and self.backend_id.startswith(BACKEND_ID_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBackend:
+    """A piece of the host's memory for the guest, plugged or not; `size` in bytes."""
+
+    backend_id: str
+    size: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRoom:
+    """How far a machine can grow by memory devices: `-m SIZE,slots=N,maxmem=M`; `maximum` in bytes."""
+
+    maximum: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryDevices:
+    """What was added to the boot memory. NVDIMMs are no memory, but take slots and room; their sizes in bytes."""
+
+    dimms: tuple[Dimm, ...]
     virtio_mem: tuple[VirtioMem, ...]
+    nvdimms: tuple[int, ...] = ()
+
+    @property
+    def dimm_bytes(self) -> int:
+        return sum(dimm.size for dimm in self.dimms)
 
 
 def cpu_slots(answer: object) -> tuple[CpuSlot, ...]:
@@ -97,20 +137,60 @@ def cpu_threads(answer: object) -> frozenset[int]:
 
 
 def memory_devices(answer: object) -> MemoryDevices:
-    """Of ``query-memory-devices``; virtio-mem devices in the order of their ids.
+    """Of ``query-memory-devices``; virtio-mem devices in the order of their ids, DIMMs of their addresses.
 
     :raise HypervisorError: When the answer makes no sense.
     """
     at = "query-memory-devices"
-    dimms, devices = 0, []
+    dimms, devices, nvdimms = [], [], []
     for entry in _list(answer, at):
         device = _dict(entry, at)
         kind = _text(device, "type", at)
         if kind == "dimm":
-            dimms += _size(_dict(device.get("data"), at), "size", at)
+            dimms.append(_dimm(_dict(device.get("data"), at), at))
+        elif kind == "nvdimm":
+            nvdimms.append(_size(_dict(device.get("data"), at), "size", at))
         elif kind == "virtio-mem":
             devices.append(_virtio_mem(_dict(device.get("data"), at), at))
-    return MemoryDevices(dimms, tuple(sorted(devices, key=lambda device: device.device_id)))
+    dimms.sort(key=lambda dimm: dimm.address)
+    devices.sort(key=lambda device: device.device_id)
+    return MemoryDevices(tuple(dimms), tuple(devices), tuple(nvdimms))
+
+
+def _dimm(data: Mapping[str, object], at: str) -> Dimm:
+    return Dimm(
+        device_id=_text(data, "id", at) if "id" in data else "",
+        backend_id=_text(data, "memdev", at).removeprefix(_OBJECTS) if "memdev" in data else "",
+        address=_size(data, "addr", at) if "addr" in data else 0,
+        size=_size(data, "size", at),
+    )
+
+
+def memory_backends(answer: object) -> tuple[MemoryBackend, ...]:
+    """Of ``query-memdev``: all that have an id.
+
+    :raise HypervisorError: When the answer makes no sense.
+    """
+    at = "query-memdev"
+    found = []
+    for entry in _list(answer, at):
+        backend = _dict(entry, at)
+        if "id" in backend:
+            shared = backend.get("share") is True
+            found.append(MemoryBackend(_text(backend, "id", at), _size(backend, "size", at), shared))
+    return tuple(found)
+
+
+def memory_room(answer: object) -> MemoryRoom:
+    """Of ``qom-get /machine memory`` (QEMU 7.0 and later). Without slots there is no `maxmem` to speak of.
+
+    :raise HypervisorError: When the answer makes no sense.
+    """
+    at = "qom-get /machine memory"
+    memory = _dict(answer, at)
+    base = _size(memory, "size", at)
+    maximum = _size(memory, "max-size", at) if "max-size" in memory else base
+    return MemoryRoom(maximum, _size(memory, "slots", at) if "slots" in memory else 0)
 
 
 def _virtio_mem(data: Mapping[str, object], at: str) -> VirtioMem:

@@ -13,7 +13,7 @@ from typing import Any
 import guestd
 from guestd.cli.bench import broker_cores, broker_report
 from guestd.cli.bench.broker_rig import BenchError, BrokerRig, cpu_seconds, pss_bytes
-from guestd.cli.bench.run import cpu_model
+from guestd.cli.bench.host import cpu_model
 from guestd.model.errors import GuestdError
 from guestd.sim import swarm
 

@@ -24,7 +24,8 @@ class Settings:
     reclaim_tries: int = 3
     backoff_seconds: float = 2.0  # for a CPU or block that failed; doubled each time
     backoff_max_seconds: float = 300.0
-    op_deadline_seconds: float = 10.0
+    op_deadline_seconds: float = 10.0  # for what is begun together
+    ops_at_once: int = 64  # CPUs or blocks: the helper takes 256 in a request, and a slow block 90 ms
     hook_seconds: float = 20.0  # what hooks have before a shrink, and after a grow
     trim_seconds: float = 3.0  # for one trim, or a compaction
     trim_chunk_bytes: int = 256 * MIB

@@ -69,6 +69,8 @@ class Answers:
     def grant(self, order: Grant, late: bool) -> Ack | None:
         """None: it is still on its way."""
         kind = order.kind
+        if kind is Kind.MEMORY and not self.inventory.block_bytes:  # its system takes what comes, and keeps no blocks
+            return self.ack(order, AckStatus.DONE, achieved=self.usable.memory_total_bytes)
         missing = order.amount - self.online(kind)
         slack = 0 if kind is Kind.CPU else max(0, self.inventory.block_bytes - 1)
         if missing <= slack:

@@ -8,7 +8,8 @@ The law:
    memory goes has to move to what stays, and that is quick only where pages are free: so when there are not enough,
    the kernel is first made to give up what it uses least (`trim_bytes`), in chunks, within the order's time.
 3. Blocks of a DIMM go as wholes and the guest takes them offline itself, one after the other: those in ZONE_MOVABLE
-   first, those that have failed least often, from the highest number downwards.
+   first, those that have failed least often, from the highest number downwards. The lowest ones, as many as are to
+   stay, go only where they are movable: boot memory, which no host takes back, is among them, and it is not.
 
 Weak spot: which pages are in the way only the kernel knows; `removable` of a block says 1 always.
 """
@@ -42,7 +43,10 @@ def blocks_to_offline(
     if not inventory.block_bytes:
         return []
     surplus = (inventory.memory_online_bytes - max(left_bytes, inventory.block_bytes)) // inventory.block_bytes
+    here = sorted(block.index for block in inventory.blocks if block.state is not BlockState.OFFLINE)
+    stay = set(here[: len(here) - max(0, surplus)])
     online = [b for b in inventory.blocks if b.state is BlockState.ONLINE and b.index not in busy]
+    online = [block for block in online if block.movable or block.index not in stay]
     ranked = sorted(online, key=lambda block: (not block.movable, failures.get(block.index, 0), -block.index))
     return [BlockOp(block.index, BlockTarget.OFFLINE) for block in ranked[: max(0, surplus)]]
 

@@ -37,7 +37,8 @@ class Giving:
         if current.answer is not None or not self._has_something_to_give(order):
             return None
         state = self._state
-        return state.hooks.ask(order.kind, current.before, order.amount, state.step(order.kind), now)
+        step = state.step(order.kind)
+        return state.hooks.ask(order.kind, current.before, max(order.amount, step), step, now)
 
     def next_cpus(self, current: Order, order: Reclaim, now: float) -> list[CpuOp]:
         """CPUs to take offline now."""
@@ -107,8 +108,9 @@ class Giving:
     def memory_answer(self, order: Reclaim, current: Order, now: float) -> Ack | None:
         """None: not yet."""
         state, answers, need = self._state, self._state.answers(now), self._state.memory
-        if need is None:
-            return None
+        if need is None:  # no sample yet, or none to be had
+            had = current.before
+            return answers.not_done(order, had, had, RefusalReason.FAILED) if self._late(current, now) else None
         if need.pressure:
             return answers.pressure(order, need)
         if not self._agreed(current, order, now):
@@ -146,8 +148,8 @@ class Giving:
     # ---- small parts -----------------------------------------------------------------------------
 
     def _said(self, current: Order, order: Reclaim, now: float) -> Said:
-        state = self._state
-        return state.hooks.say(order.kind, current.before, order.amount, state.step(order.kind), now)
+        step = self._state.step(order.kind)  # less than one is not for anybody to have, whatever the order says
+        return self._state.hooks.say(order.kind, current.before, max(order.amount, step), step, now)
 
     def _agreed(self, current: Order, order: Reclaim, now: float) -> bool:
         return self._said(current, order, now).verdict is Verdict.GO

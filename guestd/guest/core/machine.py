@@ -137,6 +137,10 @@ class GuestMachine:
         if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
             self._pace.moved(now)
 
+    def on_no_sample(self) -> None:
+        """The load cannot be read: what was known of it is too old to be said, or to give anything back for."""
+        self._state.cpu = self._state.memory = None
+
     def on_watched(self, watched: bool) -> None:
         """Whether `on_pressure` comes at once when tasks begin to wait or memory is being used up (rule 6)."""
         self._pace.watched = watched
@@ -255,6 +259,8 @@ class GuestMachine:
         self._begin(giving.next_block(current, order, now), settings.op_deadline_seconds)
 
     def _begin(self, ops: Sequence[CpuOp | BlockOp | TrimOp], seconds: float) -> None:
+        under_way = sum(1 for op in self._state.doing if not isinstance(op, HookOp))
+        ops = ops[: max(0, self.settings.ops_at_once - under_way)]
         if ops:
             self._state.doing.update(ops)
             self._out.append(Do(tuple(ops), seconds))

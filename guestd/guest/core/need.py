@@ -27,14 +27,14 @@ class EstimateSettings:
     headroom_min_bytes: int = 96 * MIB
     horizon_seconds: float = 3.0  # looked ahead of growth, until a plug was seen; never more
     horizon_min_seconds: float = 1.0
-    growth_hold_seconds: float = 2.0  # what was asked for growth that ended is kept for so long
+    memory_hold_share: float = 0.5  # of `hold_seconds`: what trembles is the headroom's matter
+    growth_hold_seconds: float = 1.0  # what was asked for growth that ended is kept for so long
     trend_seconds: float = 0.1
     moving_bytes_per_second: int = 8 * MIB
     pressure_share: float = 0.05  # of the time in which some task stalls on memory
     thrashing_pages_per_second: float = 100.0  # refaults, or pages swapped in: 0.4 MiB/s read again
     plenty_free_share: float = 1 / 16  # of all memory: where so much is free the kernel does not look for any
     plenty_free_min_bytes: int = 64 * MIB
-    cgroup_seconds: float = 60.0  # after a cgroup was seen at its own limit, what is swapped out is taken to be its
 
     protect_seconds: float = 300.0  # cache that was read again is kept for so long
     cache_settle_seconds: float = 2.0  # from the arrival of more memory until its effect on the cache is judged

@@ -13,15 +13,15 @@ The law:
    little is available, or pages are swapped in. Tasks also stall, with plenty available,
    while the kernel moves pages about to unplug memory; that is no want of any.
 5. Cache that is read again is kept, and grown while that helps (`need_cache`).
-6. The kernel takes what is *free* before tasks stall. Who stalls, swaps in or reads again while plenty is free is a cgroup
-   at its own limit: no want of the VM, and what is swapped out is not needed then.
+6. The kernel takes what is *free* before tasks stall. Who stalls, swaps in or reads again while plenty is free is
+   a cgroup at its own limit: no want of the VM, and what is swapped out then is not needed.
 7. `floor` is what must stay after a shrink: in use, half of the headroom, and the cache that is to be kept.
 8. While the VM is being shrunk the kernel isolates one memory block after the other, and an isolated
    block looks as if it were in use: that much more than before the shrink is not believed.
-9. A lower need is believed only after it has held for `hold_seconds` (what was asked for growth that ended: for
+9. A lower need is believed only after it has held for half of `hold_seconds` (what was asked for growth that ended: for
    `growth_hold_seconds`), and what is there at first is needed.
 10. Growth is what has gone on for two stretches of `trend_seconds`: the mean of the two, but at most twice the
-    slower. A jump is no trend.
+    slower. A jump is no trend, and neither is what comes back to where it was within the hold of rule 9.
 
 Weak spots: a program that allocates everything within one sampling interval is faster than any estimate; a
 cgroup at its limit in a VM whose free memory others fill with cache looks like the VM's own want, until steps for the
@@ -63,6 +63,11 @@ class _Stall:
     refaults: float = 0.0
     swap_ins: float = 0.0
 
+    def __str__(self) -> str:
+        shares = ((self.share, "memory"), (self.io_share, "I/O"))
+        waits = [f"{share:.0%} of the time on {name}" for share, name in shares if share is not None and share > 0]
+        return ", ".join([*waits, f"{self.refaults:.0f} pages/s read again", f"{self.swap_ins:.0f} swapped in"])
+
 
 class _PlugTime:
     """How long memory takes to come (rule 2)."""
@@ -99,11 +104,12 @@ class MemoryEstimator:
         self._history: deque[tuple[float, Sample, int]] = deque()  # time, sample, bytes in use
         self._before_shrink = 0
         self._asked = 0
-        self._level = Held(self._settings.hold_seconds)
+        self._level = Held(self._settings.hold_seconds * self._settings.memory_hold_share)
         self._ahead = Held(self._settings.growth_hold_seconds)
         self._cache = CacheGuard(self._settings)
         self._plugs = _PlugTime(self._settings)
-        self._cgroup_until = float("-inf")
+        self._swap_before = 0
+        self._swapped = 0  # of what is swapped out, what is the VM's own want
 
     def update(self, sample: Sample, kernel_bytes: int, isolated_bytes: int, now: float) -> MemoryNeed:
         """
@@ -115,64 +121,67 @@ class MemoryEstimator:
         held_bytes = sample.memory_total_bytes + kernel_bytes
         if not history:
             self._asked = self._level.update(held_bytes, now)
-        swapped = 0 if now < self._cgroup_until else sample.swap_used_bytes
-        used = self._without_isolated(sample, swapped, isolated_bytes)
+        plenty = _plenty_free(sample, settings)
+        used = self._without_isolated(sample, self._swapped_out(sample, plenty), isolated_bytes)
         history.append((now, sample, used))
         while len(history) > 2 and history[1][0] < now - settings.window_seconds:
             history.popleft()
         headroom = max(settings.headroom_min_bytes, round(used * settings.headroom_share))
         stall = self._stalls(now)
-        plenty = _plenty_free(sample, settings)
         thrashing = stall.refaults > settings.thrashing_pages_per_second
         swapping = stall.swap_ins > settings.thrashing_pages_per_second
         scarce = sample.memory_available_bytes < max(2 * headroom, sample.memory_total_bytes // 8)
         stalling = stall.share is not None and stall.share > settings.pressure_share
         in_cgroup = plenty and not isolated_bytes and (swapping or thrashing or (stalling and not scarce))
-        if in_cgroup:
-            self._cgroup_until = now + settings.cgroup_seconds
-        stalled = not plenty and (swapping or (stalling and (scarce or thrashing)))
-        wanting = thrashing and not plenty and _waits(stall, settings)
-        kept, step = self._cache.update(sample, stall.refaults, wanting, held_bytes, now)
+        urgent = not plenty and (swapping or (stalling and scarce))
+        wanting = not plenty and thrashing and _waits(stall, settings)
+        kept, step = self._cache.update(sample, stall.refaults, wanting, plenty, held_bytes, now)
+        stalled = urgent or (stalling and step > 0)
         rate = self._growth_rate(now)
-        level = kernel_bytes + used + headroom
-        level = max(level, min(held_bytes, level + kept))
-        urgent = stalled and (scarce or swapping)
+        moving = rate > settings.moving_bytes_per_second
+        base = kernel_bytes + used
+        level = max(base + headroom, min(held_bytes, base + headroom + kept))
         more = max(step, held_bytes + held_bytes // 4 if urgent else 0)
         needed = self._needed(level, more, rate, headroom, held_bytes, now)
         self._plugs.update(needed, held_bytes, now)
-        floor = kernel_bytes + used + headroom // 2
-        floor = max(floor, min(held_bytes, floor + kept))
-        moving = rate > settings.moving_bytes_per_second
+        floor = max(base + headroom // 2, min(held_bytes, base + headroom // 2 + kept))
         urgency = Urgency.NOW if stalled else Urgency.SOON if moving or step else Urgency.NORMAL
-        reason = self._reason(sample, stall, in_cgroup, stalled, urgent, step, rate, headroom, kept, used)
+        shown = f"{format_size(used)} in use"
+        if urgent:
+            reason = Reason("memory-stall", f"tasks stall on memory ({stall}), {shown}")
+        elif step or stalled:
+            reason = Reason("memory-cache", f"cache is read again ({stall}), {format_size(kept)} of it kept, {shown}")
+        elif in_cgroup:
+            free = format_size(sample.memory_free_bytes)
+            reason = Reason("memory-cgroup", f"{free} are free while tasks stall ({stall}): a cgroup's limit; {shown}")
+        elif moving:
+            ahead = self._plugs.horizon_seconds
+            text = f"{shown}, growing by {format_size(round(rate))}/s, looked ahead for {ahead:.1f} s"
+            reason = Reason("memory-growth", text)
+        else:
+            cache = f", cache kept {format_size(kept)}" if kept >= MIB else ""
+            reason = Reason("memory-used", f"{shown}, headroom {format_size(headroom)}{cache}")
         return MemoryNeed(needed, floor, used, moving, stalled, urgency, reason)
 
     def _needed(self, level: int, more: int, rate: float, headroom: int, held_bytes: int, now: float) -> int:
         """What to ask for: rules 3 and 9."""
-        ahead = max(more, level + round(rate * self._plugs.horizon_seconds))
+        highest = self._level.update(level, now)
+        growth = round(rate * self._plugs.horizon_seconds) if level == highest else 0
+        ahead = max(more, level + growth)
         ahead += max(0, ahead - held_bytes) // 64  # the memmap of what is to come
-        held = max(self._level.update(level, now), self._ahead.update(ahead, now))
+        held = max(highest, self._ahead.update(ahead, now))
         if more > self._asked or ahead > self._asked + headroom // 2:
             self._asked = ahead
         elif held + headroom // 2 < self._asked:
             self._asked = held
         return self._asked
 
-    def _reason(
-        self,
-        sample: Sample,
-        stall: _Stall,
-        in_cgroup: bool,
-        stalled: bool,
-        urgent: bool,
-        step: int,
-        rate: float,
-        headroom: int,
-        kept: int,
-        used: int,
-    ) -> Reason:
-        shown = f"{format_size(used)} in use"
-        return Reason("memory-used", shown)
+    def _swapped_out(self, sample: Sample, plenty: bool) -> int:
+        """Bytes that are swapped out for want of memory: not what went while plenty was free (rule 6)."""
+        more = max(0, sample.swap_used_bytes - self._swap_before)
+        self._swap_before = sample.swap_used_bytes
+        self._swapped = min(sample.swap_used_bytes, self._swapped + (0 if plenty else more))
+        return self._swapped
 
     def _without_isolated(self, sample: Sample, swapped_bytes: int, isolated_bytes: int) -> int:
         used = max(0, sample.memory_total_bytes - sample.memory_available_bytes) + swapped_bytes

@@ -36,8 +36,10 @@ def blocks_to_online(inventory: Inventory, granted_bytes: int, busy: Collection[
     """Offline memory blocks to bring online within the grant, lowest first, each with its zone."""
     if not inventory.block_bytes:
         return []
-    room = granted_bytes - inventory.memory_online_bytes - inventory.block_bytes * len(busy)
-    offline = [block for block in inventory.blocks if block.state is BlockState.OFFLINE and block.index not in busy]
+    all_offline = [block for block in inventory.blocks if block.state is BlockState.OFFLINE]
+    offline = [block for block in all_offline if block.index not in busy]
+    coming = len(all_offline) - len(offline)
+    room = granted_bytes - inventory.memory_online_bytes - inventory.block_bytes * coming
     count = max(0, -(-room // inventory.block_bytes))
     zones = _Zones(inventory)
     return [BlockOp(block.index, zones.place(block)) for block in sorted(offline, key=_index)[:count]]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from guestd.guest import check
-from guestd.guest.check import Verdict, examine, kernel_parameters, module_state, onlining_rules
+from guestd.guest.check import examine, kernel_parameters, module_state
+from guestd.guest.check_others import onlining_rules
+from guestd.guest.findings import Finding, Verdict
 
 RELEASE = "6.1.0-test"
 
@@ -40,7 +42,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def find(root: Path, name: str) -> check.Finding:
+def find(root: Path, name: str) -> Finding:
     return next(finding for finding in examine(root) if finding.name == name)
 
 

@@ -1,22 +1,92 @@
 """Free memory, glanced at."""
 
 import asyncio
+import socket
+import time
+from collections.abc import Callable
 
 from guestd.guest.glance import Glance, free_pages
 
 
-async def test_a_fall_is_told_and_nothing_else() -> None:
-    free = [50_000]
-    calls: list[int] = []
-    glance = Glance(lambda: calls.append(free[0]), asyncio.get_running_loop(), 0.01, 4 << 20, lambda: free[0])
-    for pages in (49_500, 60_000, 50_000, 49_990):  # a little less, more, much less, a little less
-        free[0] = pages
+class Memory:
+    """Free pages as a test has them."""
+
+    def __init__(self) -> None:
+        self.pages, self.glances = 50_000, 0
+        self.falls: list[int] = []
+
+    def free(self) -> int:
+        self.glances += 1
+        return self.pages
+
+    def fell(self) -> None:
+        self.falls.append(self.pages)
+
+
+def run(glance: Glance, test: Callable[[], object]) -> None:
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(glance)) as runner:
+        runner.run(test())  # type: ignore[arg-type]
+
+
+def test_a_fall_is_told_and_nothing_else() -> None:
+    memory = Memory()
+    glance = Glance(0.01, 4 << 20, memory.free)
+
+    async def test() -> None:
+        glance.begin(memory.fell)
+        for pages in (49_500, 60_000, 50_000, 49_990):  # a little less, more, much less, a little less
+            memory.pages = pages
+            await asyncio.sleep(0.05)
+
+    run(glance, test)
+    assert memory.falls == [50_000]
+
+
+def test_what_is_told_wakes_the_loop_at_once() -> None:
+    memory = Memory()
+    glance = Glance(0.01, 4 << 20, memory.free)
+
+    async def test() -> None:
+        woken = asyncio.Event()
+        glance.begin(woken.set)
+        memory.pages = 0
+        async with asyncio.timeout(20):  # the loop's only timer: without the wake it would wait for that
+            await woken.wait()
+
+    began = time.monotonic()
+    run(glance, test)
+    assert time.monotonic() - began < 10
+
+
+def test_it_does_not_look_before_it_is_told_to() -> None:
+    memory = Memory()
+
+    async def test() -> None:
         await asyncio.sleep(0.05)
-    glance.close()
-    assert calls == [50_000]
-    free[0] = 0
-    await asyncio.sleep(0.03)
-    assert calls == [50_000]
+
+    run(Glance(0.01, 4 << 20, memory.free), test)
+    assert memory.glances == 0
+
+
+def test_sockets_and_timers_are_served_between_glances_and_glances_between_them() -> None:
+    memory = Memory()
+    glance = Glance(0.02, 4 << 20, memory.free)
+    heard: list[bytes] = []
+
+    async def test() -> None:
+        glance.begin(memory.fell)
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.setblocking(False)
+            for _ in range(30):
+                theirs.send(b"x")
+                heard.append(await loop.sock_recv(ours, 1))
+                await asyncio.sleep(0.005)  # always shorter than the time between two glances
+
+    run(glance, test)
+    assert heard == [b"x"] * 30
+    assert memory.glances >= 4
 
 
 def test_there_are_free_pages_here() -> None:

@@ -12,7 +12,7 @@ from guestd.model.errors import ConfigError
 def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "guestd.toml"
     path.write_text("")
-    assert config.load(path) == GuestConfig() == GuestConfig(4747, "/run/guestd", "guestd", "", False)
+    assert config.load(path) == GuestConfig() == GuestConfig(4747, "guestd", "", False)
 
 
 def test_without_the_usual_file_the_defaults_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +38,7 @@ def test_drop_ins_win(tmp_path: Path) -> None:
         ("port = 4294967295", r"port = 4294967295: must be within"),
         ("port = 1.5", r"port = 1.5: expected `int`, got `float`"),
         ("port = true", r"port = True: expected `int`, got `bool`"),
-        ("run_dir = 5", r"run_dir = 5: expected `str`"),
+        ("user = 5", r"user = 5: expected `str`"),
         ('log_verbose = "yes"', r"log_verbose = 'yes': expected `bool`"),
         ('name = "web"', r"the file: has no key 'name'"),
         ("[port]", r"port: expected `int`"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.guest.psi import TRIGGERS, Watcher, check_trigger, open_trigger
+from guestd.guest import psi
+from guestd.guest.psi import TRIGGERS, Watcher, check_trigger, open_trigger, widened
 
 
 def open_descriptors() -> list[str]:
@@ -70,6 +72,70 @@ def test_no_psi_is_an_os_error_and_leaks_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         open_trigger("/dev/full", TRIGGERS["cpu"])  # takes the open, not the write
     assert open_descriptors() == before
+
+
+@pytest.mark.parametrize(
+    ("spec", "wide"),
+    [
+        ("some 100000 1000000", "some 200000 2000000"),
+        ("full 1 500000", "full 4 2000000"),
+        ("some 300000 3000000", "some 400000 4000000"),
+        ("some 100000 2000000", None),
+        ("some 10000000 10000000", None),
+    ],
+)
+def test_a_wider_trigger_stands_for_the_same_share(spec: str, wide: str | None) -> None:
+    assert widened(spec) == wide
+
+
+@pytest.mark.parametrize("spec", TRIGGERS.values())
+def test_the_wider_ones_are_triggers(spec: str) -> None:
+    wide = widened(spec)
+    assert wide is not None and widened(wide) is None
+
+
+@pytest.mark.parametrize(
+    ("refusal", "asked_for"),
+    [
+        (None, ["some 50000 1000000"]),
+        (errno.EINVAL, ["some 50000 1000000", "some 100000 2000000"]),
+        (errno.EPERM, ["some 50000 1000000"]),
+        (errno.EACCES, ["some 50000 1000000"]),
+        (errno.EOPNOTSUPP, ["some 50000 1000000"]),
+    ],
+)
+def test_only_a_window_that_is_refused_is_asked_for_again(
+    refusal: int | None, asked_for: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def kernel(path: str, spec: str) -> int:
+        asked.append(spec)
+        if refusal is not None and not spec.endswith(" 2000000"):
+            raise OSError(refusal, os.strerror(refusal))
+        return 77
+
+    monkeypatch.setattr(psi, "_open", kernel)
+    if refusal in (None, errno.EINVAL):
+        assert open_trigger("/proc/pressure/memory", TRIGGERS["memory"]) == 77
+    else:
+        with pytest.raises(OSError) as caught:
+            open_trigger("/proc/pressure/memory", TRIGGERS["memory"])
+        assert caught.value.errno == refusal
+    assert asked == asked_for
+
+
+@pytest.mark.parametrize("kind", TRIGGERS)
+def test_this_kernel_gives_a_trigger_or_says_why(kind: str) -> None:
+    """Whatever it is, and whoever we are: 1 s with CAP_SYS_RESOURCE, 2 s without since Linux 6.5, EPERM before."""
+    path = Path("/proc/pressure") / kind
+    try:
+        fd = open_trigger(str(path), TRIGGERS[kind])
+    except OSError as error:
+        assert error.errno in (errno.ENOENT, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP)
+    else:
+        assert os.read(fd, 5) == b"some "
+        os.close(fd)
 
 
 @pytest.fixture

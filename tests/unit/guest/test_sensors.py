@@ -1,193 +1,246 @@
-"""Sensors: the parsers on odd input, the fast lane on a fake tree, and psutil as the oracle on this machine."""
+"""Sensors: both lanes on the same fake tree, on this machine, and on files that make no sense."""
 
+import dataclasses
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from test_procfs import MEMINFO, PRESSURE, STAT, VMSTAT
 
-from guestd.guest.sensors import (
-    SensorError,
-    Sensors,
-    parse_meminfo,
-    parse_pressure,
-    parse_refaults,
-    parse_stat,
-)
+from guestd.guest.procfs import SensorError
+from guestd.guest.sensors import Sensors, is_worth_saying
+from guestd.model.guest import Sample
 
-STAT = b"""cpu  100 10 50 1000 7 3 2 30 5 0
-cpu0 60 10 20 500 4 2 1 10 5 0
-cpu3 40 0 30 500 3 1 1 20 0 0
-intr 12345 0 9 0 0
-ctxt 99
-btime 1700000000
-processes 4242
-procs_running 3
-procs_blocked 1
-softirq 1 2 3
-"""
-MEMINFO = b"""MemTotal:         507876 kB
-MemFree:           11111 kB
-MemAvailable:     300000 kB
-SwapCached:           12 kB
-SwapTotal:          1000 kB
-SwapFree:            400 kB
-"""
-VMSTAT = b"nr_free_pages 5\nworkingset_nodes 3\nworkingset_refault_anon 7\nworkingset_refault_file 35\npswpin 0\n"
-PRESSURE = b"""some avg10=0.00 avg60=1.50 avg300=0.11 total=1234567
-full avg10=0.00 avg60=0.00 avg300=0.00 total=89
-"""
+FILES = {
+    "stat": STAT,
+    "meminfo": MEMINFO,
+    "vmstat": VMSTAT,
+    "pressure/cpu": PRESSURE,
+    "pressure/memory": PRESSURE.replace(b"1234567", b"7654321"),
+    "pressure/io": PRESSURE.replace(b"1234567", b"555"),
+}
+
+
+def write(root: Path, name: str, text: bytes) -> None:
+    """In place, as a file of the kernel changes: whoever has it open sees it."""
+    path = root / "proc" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "proc/pressure").mkdir(parents=True)
-    files = {"stat": STAT, "meminfo": MEMINFO, "vmstat": VMSTAT, "pressure/cpu": PRESSURE, "pressure/memory": PRESSURE}
-    for name, text in files.items():
-        (tmp_path / "proc" / name).write_bytes(text)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of CPUs 0 and 3, for psutil too."""
+    for name, text in FILES.items():
+        write(tmp_path, name, text)
+    online(tmp_path, "0,3")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
     return tmp_path
 
 
-def test_stat_is_keyed_by_cpu_number() -> None:
-    busy, idle, steal, running = parse_stat(STAT, 0.01)
-    assert busy == pytest.approx({0: 0.93, 3: 0.72})
-    assert sorted(idle) == [0, 3]
-    assert all(seconds > 0 for seconds in idle.values())
-    assert steal == pytest.approx(0.30)
-    assert running == 3
+def online(root: Path, cpus: str) -> None:
+    (root / "sys/devices/system/cpu").mkdir(parents=True, exist_ok=True)
+    (root / "sys/devices/system/cpu/online").write_text(cpus + "\n")
 
 
-def test_stat_without_a_steal_column() -> None:
-    assert parse_stat(b"cpu  1\ncpu0 1 2 3 4 5 6 7\nprocs_running 1\n", 1.0) == ({0: 19.0}, {0: 9.0}, 0, 1)
+def agree(one: Sample, other: Sample) -> None:
+    """Equal but for how floats are rounded."""
+    for field in dataclasses.fields(Sample):
+        assert getattr(one, field.name) == pytest.approx(getattr(other, field.name)), field.name
 
 
-@pytest.mark.parametrize(
-    ("text", "what"),
-    [
-        (b"", "first line"),
-        (b"cpu0 1 2 3 4 5 6 7\nprocs_running 1\n", "first line"),
-        (b"cpu  1 2\n", "no line of a single CPU"),
-        (b"cpu  1 2\nintr 5\nprocs_running 1\n", "no line of a single CPU"),
-        (b"cpu  1\ncpu0 1 2 3 4 5 6 7\n", "procs_running"),
-        (b"cpu  1\ncpu0 1 2 3 4 5 6 7\nprocs_running \nx", "procs_running"),
-        (b"cpu  1\ncpu0 1 2 3 4 5 6 7\nprocs_running -1\n", "procs_running"),
-        (b"cpu  1\ncpu0 1 2 3\nprocs_running 1\n", "at least 7"),
-        (b"cpu  1\ncpu0 1 2 -3 4 5 6 7\nprocs_running 1\n", "at least 7"),
-        (b"cpu  1\ncpu0 1 2 x 4 5 6 7\nprocs_running 1\n", "not numbers"),
-        (b"cpu  1\ncpu 1 2 3 4 5 6 7\nprocs_running 1\n", "at least 7"),
-        (b"cpu  1\ncpu\nprocs_running 1\n", "not numbers"),
-        (b"cpu  1\ncpu0 1 2 3 4", "cut off"),
-    ],
-)
-def test_stat_that_makes_no_sense_is_named(text: bytes, what: str) -> None:
-    with pytest.raises(SensorError, match=what):
-        parse_stat(text, 0.01)
-
-
-def test_meminfo() -> None:
-    assert parse_meminfo(MEMINFO) == (507876 << 10, 300000 << 10, 600 << 10)
-
-
-@pytest.mark.parametrize("name", ["MemTotal", "MemAvailable", "SwapTotal", "SwapFree"])
-@pytest.mark.parametrize("how", ["missing", "empty", "words"])
-def test_meminfo_without_a_line_names_it(name: str, how: str) -> None:
-    old = f"{name}:".encode()
-    lines = MEMINFO.splitlines(keepends=True)
-    new = {"missing": b"", "empty": old + b"\n", "words": old + b" many kB\n"}[how]
-    text = b"".join(new if line.startswith(old) else line for line in lines)
-    with pytest.raises(SensorError, match=f"meminfo: no line {name}"):
-        parse_meminfo(text)
-
-
-def test_swap_that_shrinks_is_not_negative() -> None:
-    assert parse_meminfo(MEMINFO.replace(b"1000 kB", b"300 kB"))[2] == 0
-
-
-def test_refaults_of_new_old_and_other_kernels() -> None:
-    assert parse_refaults(VMSTAT) == 42
-    assert parse_refaults(b"workingset_refault 9\npswpin 0\n") == 9
-    assert parse_refaults(b"") == 0
-
-
-def test_pressure() -> None:
-    assert parse_pressure(PRESSURE) == (1234567, 89)
-    assert parse_pressure(PRESSURE.splitlines(keepends=True)[0]) == (1234567, None)
-    assert parse_pressure(b"") == (None, None)
-    assert parse_pressure(b"some total=x\nfull avg10=1\nother total=5\nsome") == (None, None)
-
-
-@given(st.binary(max_size=300))
-def test_parsers_survive_anything(text: bytes) -> None:
-    for parse in (parse_meminfo, parse_refaults, parse_pressure, lambda text: parse_stat(text, 0.01)):
-        for whole in (text, b"cpu  1\n" + text, MEMINFO + text, text + STAT):
-            try:
-                parse(whole)
-            except SensorError as error:
-                assert error.source in ("stat", "meminfo")
-
-
-def test_a_sample_of_the_fast_lane(root: Path) -> None:
+def test_a_quick_sample(root: Path) -> None:
     sensors = Sensors(root)
-    sample = sensors.sample()
-    assert sensors.offers_pressure
+    sample = sensors.quick()
+    assert sample.cpu_busy_seconds == pytest.approx({0: 0.93, 3: 0.72})
     assert sample.runnable == 2  # without ourselves
-    assert (sample.cpu_some_us, sample.memory_some_us, sample.memory_full_us) == (1234567, 1234567, 89)
-    assert (sample.memory_total_bytes, sample.refaults) == (507876 << 10, 42)
+    assert (sample.cpu_some_us, sample.memory_some_us, sample.memory_full_us) == (1234567, 7654321, 89)
+    assert sample.io_some_us == 555
+    assert (sample.memory_total_bytes, sample.memory_free_bytes) == (507876 << 10, 11111 << 10)
+    assert (sample.refaults, sample.swap_in_pages, sample.oom_kills) == (42, 11, 2)
     # The descriptors stay; the contents are read anew.
-    with (root / "proc/stat").open("r+b") as file:
-        file.write(STAT.replace(b"procs_running 3", b"procs_running 9"))
-    assert sensors.sample().runnable == 8
+    write(root, "stat", STAT.replace(b"procs_running 3", b"procs_running 9"))
+    assert sensors.quick().runnable == 8
     sensors.close()
 
 
-def test_a_long_stat_is_read_whole(root: Path) -> None:
-    long = STAT.replace(b"intr 12345", b"intr 12345" + b" 0" * 40_000)
-    (root / "proc/stat").write_bytes(long)
+def test_both_lanes_say_the_same_of_the_same_files(root: Path) -> None:
     sensors = Sensors(root)
-    assert sensors.sample().runnable == 2
-    sensors.close()
-
-
-def test_without_pressure_and_vmstat(root: Path) -> None:
-    for name in ("pressure/cpu", "pressure/memory", "vmstat"):
+    agree(sensors.regular(), sensors.quick())
+    for name in ("vmstat", "pressure/cpu", "pressure/memory", "pressure/io"):
         (root / "proc" / name).unlink()
-    sensors = Sensors(root)
-    sample = sensors.sample()
-    assert not sensors.offers_pressure
-    assert (sample.cpu_some_us, sample.memory_some_us, sample.memory_full_us, sample.refaults) == (None, None, None, 0)
     sensors.close()
-
-
-def test_without_proc_psutil_is_used(tmp_path: Path) -> None:
-    sample = Sensors(tmp_path).sample()
-    assert sample.memory_total_bytes == psutil.virtual_memory().total
-    assert sample.cpu_some_us is None
-    assert len(sample.cpu_busy_seconds) == psutil.cpu_count()
-
-
-def test_psutil_takes_the_numbers_from_sysfs(tmp_path: Path) -> None:
-    count = len(psutil.cpu_times(percpu=True))
-    (tmp_path / "sys/devices/system/cpu").mkdir(parents=True)
-    (tmp_path / "sys/devices/system/cpu/online").write_text(f"5-{4 + count}\n")
-    assert sorted(Sensors(tmp_path).sample().cpu_busy_seconds) == list(range(5, 5 + count))
+    agree(sensors.regular(), sensors.quick())
+    assert sensors.quick().cpu_some_us is None
+    sensors.close()
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc here")
-def test_both_lanes_agree_on_this_machine(tmp_path: Path) -> None:
-    fast, slow = Sensors("/"), Sensors(tmp_path)
-    one, other = fast.sample(), slow.sample()
-    fast.close()
-    assert sum(one.cpu_busy_seconds.values()) == pytest.approx(sum(other.cpu_busy_seconds.values()), abs=1.0)
-    assert one.cpu_steal_seconds == pytest.approx(other.cpu_steal_seconds, abs=1.0)
-    assert one.memory_total_bytes == other.memory_total_bytes
-    assert one.memory_available_bytes == pytest.approx(other.memory_available_bytes, rel=0.2)
-
-
-def test_the_sample_path_opens_nothing(root: Path) -> None:
-    sensors = Sensors(root)
-    before = sorted(path.name for path in Path("/proc/self/fd").iterdir())
-    for _ in range(10):
-        sensors.sample()
-    assert sorted(path.name for path in Path("/proc/self/fd").iterdir()) == before
+def test_both_lanes_agree_on_this_machine() -> None:
+    sensors = Sensors()
+    before, between, after = sensors.quick(), sensors.regular(), sensors.quick()
     sensors.close()
+    assert before.cpu_busy_seconds.keys() == between.cpu_busy_seconds.keys() == after.cpu_busy_seconds.keys()
+    for cpu in between.cpu_busy_seconds:
+        assert (
+            before.cpu_busy_seconds[cpu] - 0.02 <= between.cpu_busy_seconds[cpu] <= after.cpu_busy_seconds[cpu] + 0.02
+        )
+    for name in (
+        "cpu_some_us",
+        "memory_some_us",
+        "memory_full_us",
+        "io_some_us",
+        "refaults",
+        "swap_in_pages",
+        "oom_kills",
+    ):
+        low, middle, high = (getattr(one, name) for one in (before, between, after))
+        assert low == middle == high is None or low <= middle <= high, name
+    assert before.memory_total_bytes == between.memory_total_bytes
+    assert between.memory_available_bytes == pytest.approx(before.memory_available_bytes, rel=0.2)
+    assert between.memory_free_bytes == pytest.approx(before.memory_free_bytes, rel=0.2)
+
+
+def test_a_quick_sample_opens_nothing_but_the_first_time(root: Path) -> None:
+    def descriptors() -> list[str]:
+        return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+    sensors = Sensors(root)
+    none = descriptors()
+    sensors.regular()
+    assert descriptors() == none
+    sensors.quick()
+    some = descriptors()
+    assert len(some) == len(none) + len(FILES)
+    for _ in range(10):
+        sensors.quick()
+        sensors.regular()
+    assert descriptors() == some
+    sensors.close()
+    assert descriptors() == none
+    assert sensors.quick().runnable == 2  # they are opened again
+    sensors.close()
+
+
+def test_without_proc_both_are_psutil(tmp_path: Path) -> None:
+    for sample in (Sensors(tmp_path).quick(), Sensors(tmp_path).regular()):
+        assert sample.memory_total_bytes == psutil.virtual_memory().total
+        assert (sample.cpu_some_us, sample.memory_some_us, sample.io_some_us) == (None, None, None)
+        assert (sample.refaults, sample.oom_kills) == (0, 0)
+        assert sorted(sample.cpu_busy_seconds) == list(range(psutil.cpu_count() or 0))
+
+
+class Hotplug:
+    """sysfs and psutil while CPUs come and go: each look at either moves to the next moment."""
+
+    def __init__(self, root: Path, moments: list[tuple[str, int]]) -> None:
+        self.root, self.moments, self.looks = root, moments, 0
+
+    def times(self, percpu: bool) -> list[object]:
+        assert percpu
+        _, count = self.moments[min(self.looks, len(self.moments) - 1)]
+        self.looks += 1
+        now = self.moments[min(self.looks, len(self.moments) - 1)]
+        online(self.root, now[0])
+        return [_Times(float(place)) for place in range(count)]
+
+
+class _Times:
+    def __init__(self, user: float) -> None:
+        self.user, self.idle = user, 1.0
+
+
+@pytest.mark.parametrize(
+    ("moments", "keys"),
+    [
+        ([("0,3", 2)], [0, 3]),
+        ([("0,3", 2), ("0,2-3", 3)], [0, 2, 3]),  # one comes in between: read again
+        ([("0-3", 3), ("0,2-3", 3)], [0, 2, 3]),  # one goes before psutil looks
+        ([("0,3", 2), ("0,2", 2)], [0, 2]),  # one goes and one comes: the count is the same
+        ([("0-7", 4)], [0, 1, 2, 3]),  # a container's share of the host's CPUs
+    ],
+)
+def test_psutils_list_gets_the_numbers_of_the_moment(
+    root: Path, moments: list[tuple[str, int]], keys: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hotplug = Hotplug(root, moments)
+    online(root, moments[0][0])
+    monkeypatch.setattr(psutil, "cpu_times", hotplug.times)
+    sample = Sensors(root).regular()
+    assert sorted(sample.cpu_busy_seconds) == keys
+    assert [sample.cpu_busy_seconds[key] for key in keys] == [float(place) for place in range(len(keys))]
+    assert hotplug.looks <= 3
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("stat", STAT.replace(b"cpu3 40 0 30", b"cpu3 40 0 x"), "stat: line b'cpu3"),
+        ("stat", b"", "stat: its first line"),
+        ("stat", b"\xff\xfe\n" * 9, "stat: its first line"),
+        (
+            "meminfo",
+            MEMINFO.replace(b"MemAvailable:     300000", b"MemAvailable:     ??????"),
+            "meminfo: no line MemAvailable",
+        ),
+        ("meminfo", b"", "meminfo: no line MemTotal"),
+        ("meminfo", b"\n\n\n", "meminfo: no line MemTotal"),
+        ("vmstat", b"what?\n", "vmstat: no line nr_free_pages"),
+        ("pressure/memory", b"", "pressure/memory: no line some"),
+        ("pressure/io", b"full total=5\n", "pressure/io: no line some"),
+    ],
+)
+def test_what_makes_no_sense_is_named_and_gives_no_sample(root: Path, name: str, text: bytes, said: str) -> None:
+    """The files are psutil's too, so there is no way round here."""
+    sensors = Sensors(root)
+    write(root, name, text)
+    with pytest.raises(SensorError, match=said.replace("?", r"\?")):
+        sensors.quick()
+    for quick in (True, False):
+        with pytest.raises(SensorError):
+            sensors.sample(quick)
+    write(root, name, FILES[name])
+    assert sensors.sample(True).runnable == 2
+    sensors.close()
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_psutil_stands_in_for_a_kernel_without_a_line(root: Path, quick: bool) -> None:
+    """MemAvailable came with Linux 3.14; psutil has its estimate."""
+    write(root, "meminfo", MEMINFO.replace(b"MemAvailable:     300000 kB\n", b""))
+    sensors = Sensors(root)
+    sample = sensors.sample(quick)
+    assert 0 < sample.memory_available_bytes <= sample.memory_total_bytes == 507876 << 10
+    assert sensors.failures == quick
+    sensors.close()
+
+
+def test_it_is_not_said_each_time(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(root, "meminfo", MEMINFO.replace(b"MemAvailable:     300000 kB\n", b""))
+    sensors = Sensors(root)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(100):
+            sensors.sample(True)
+    assert sensors.failures == 100
+    assert len(caplog.records) == 7
+    assert "meminfo: no line MemAvailable with a number; asking psutil instead (1 so far)" in caplog.text
+    assert [count for count in range(1, 100) if is_worth_saying(count)] == [1, 2, 4, 8, 16, 32, 64]
+
+
+def _broken(kind: type[Exception]) -> Callable[..., object]:
+    def call(*_: object, **__: object) -> object:
+        raise kind("broken")
+
+    return call
+
+
+@pytest.mark.parametrize("kind", [KeyError, ValueError, IndexError, OSError, psutil.AccessDenied])
+@pytest.mark.parametrize("name", ["cpu_times", "virtual_memory", "swap_memory"])
+def test_whatever_psutil_raises_is_a_sensor_error(
+    root: Path, name: str, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psutil, name, _broken(kind))
+    with pytest.raises(SensorError, match=f"psutil: {kind.__name__}"):
+        Sensors(root).regular()

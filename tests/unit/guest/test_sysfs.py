@@ -92,6 +92,48 @@ def test_inventory(tmp_path: Path) -> None:
     )
 
 
+def make_nodes(root: Path, blocks: dict[int, list[int]]) -> None:
+    for node, indices in blocks.items():
+        directory = root / f"sys/devices/system/node/node{node}"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "meminfo").touch()
+        for index in indices:
+            (directory / f"memory{index}").symlink_to(f"../../memory/memory{index}")
+
+
+def _nodes(inventory: Inventory) -> dict[int, int]:
+    return {block.index: block.node for block in inventory.blocks}
+
+
+def test_blocks_know_their_node(tmp_path: Path) -> None:
+    make_tree(tmp_path)
+    make_nodes(tmp_path, {0: [0, 1], 1: [2, 3], 2: []})
+    first = read_inventory(tmp_path)
+    assert _nodes(first) == {0: 0, 1: 0, 2: 1, 3: 1}
+    # A block that comes is looked up; those that are known keep their node, whatever their state.
+    make_block(tmp_path, 40, "offline", "Normal Movable")
+    make_block(tmp_path, 3, "offline", "Normal")
+    make_nodes(tmp_path, {2: [40]})
+    assert _nodes(read_inventory(tmp_path, previous=first, changed=[3])) == {0: 0, 1: 0, 2: 1, 3: 1, 40: 2}
+
+
+def test_nodes_are_listed_only_for_what_is_new(tmp_path: Path) -> None:
+    make_tree(tmp_path)
+    make_nodes(tmp_path, {0: [0, 1], 1: [2, 3]})
+    first = read_inventory(tmp_path)
+    (tmp_path / "sys/devices/system/node").rename(tmp_path / "sys/devices/system/gone")
+    assert read_inventory(tmp_path, previous=first) == first
+    make_block(tmp_path, 9, "offline", "Normal")
+    assert _nodes(read_inventory(tmp_path, previous=first)) == {0: 0, 1: 0, 2: 1, 3: 1, 9: 0}
+
+
+def test_a_single_node_is_not_listed(tmp_path: Path) -> None:
+    make_tree(tmp_path)
+    make_nodes(tmp_path, {0: [0, 1, 2, 3]})
+    (tmp_path / "sys/devices/system/node/node0").rename(tmp_path / "sys/devices/system/node/node3")
+    assert set(_nodes(read_inventory(tmp_path)).values()) == {0}
+
+
 def test_an_empty_tree_offers_nothing(tmp_path: Path) -> None:
     assert read_inventory(tmp_path) == Inventory()
     assert capabilities(tmp_path) == frozenset()

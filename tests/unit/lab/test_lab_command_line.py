@@ -30,6 +30,13 @@ def test_a_machine_that_cannot_grow_has_no_virtio_mem() -> None:
     assert after(command, "-m") == ["1024M"]
 
 
+def test_with_dimm_slots_there_is_neither_virtio_mem_nor_a_balloon() -> None:
+    config = MachineConfig(boot_memory_bytes=512 * MIB, max_memory_bytes=2 * GIB, dimm_slots=3)
+    command = command_line(config, PATHS, "tcg")
+    assert after(command, "-m") == ["512M,slots=3,maxmem=2048M"]
+    assert not [device for device in after(command, "-device") if "virtio-mem" in device or "balloon" in device]
+
+
 def test_three_monitors_and_a_vsock_device_that_can_be_unplugged() -> None:
     command = command_line(MachineConfig(), PATHS, "tcg")
     assert len(after(command, "-mon")) == 3
@@ -52,6 +59,7 @@ def test_the_accelerator_decides_the_cpu() -> None:
         {"cpus": 0},
         {"cpus": 5},
         {"guest_cid": 2},
+        {"dimm_slots": 25},
     ],
 )
 def test_impossible_machines_are_refused(wrong: dict[str, int]) -> None:

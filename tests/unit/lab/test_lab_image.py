@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import guestd.lab
-from guestd.lab import debian, initrd, inject, tools
+from guestd.lab import debian, image, initrd, inject, tools
 from guestd.lab.errors import ImageError, LabUnavailable
 from guestd.lab.machine import parse_cpu_list
 
@@ -47,6 +47,48 @@ def test_the_configuration_script_is_a_shell_script() -> None:
     script = debian.configure_script(Path("/nowhere at all"))
     assert subprocess.run(["sh", "-n"], input=script.encode(), check=False).returncode == 0
     assert "cd '/nowhere at all'" in script
+
+
+def test_applications_come_only_where_they_are_wanted_and_are_not_started() -> None:
+    plain, apps = (debian.bootstrap_command(Path("/r"), None, [], extra) for extra in ((), debian.APPS))
+    included = [{*word.removeprefix("--include=").split(",")} for word in (plain[4], apps[4])]
+    assert included[0] == set(debian.PACKAGES)
+    assert included[1] == {*debian.PACKAGES, *debian.APPS}
+    script = debian.configure_script(Path("/r"), apps=True)
+    assert subprocess.run(["sh", "-n"], input=script.encode(), check=False).returncode == 0
+    assert "disable" not in debian.configure_script(Path("/r"))
+    for package in ("postgresql", "qemu-guest-agent", "systemd-oomd", "tuned"):
+        assert f" {package}.service" in script
+
+
+async def test_each_sort_of_image_is_built_once_and_forgotten_among_its_like(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, bases = iter("abcdefgh"), []
+
+    async def fill_base(work: Path, progress: image.Progress, *, apps: bool) -> None:
+        bases.append(apps)
+
+    async def fill_image(work: Path, base: Path, root: Path, progress: image.Progress) -> None:
+        (work / "disk.ext4").write_text(base.name)
+
+    monkeypatch.setenv("GUESTD_LAB_DIR", str(tmp_path))
+    monkeypatch.setattr(tools, "require", lambda wanted: None)
+    monkeypatch.setattr(image, "_build_base", fill_base)
+    monkeypatch.setattr(image, "_build_image", fill_image)
+    monkeypatch.setattr(image, "_base_key", lambda: "0")
+    first = await image.build(apps=True)
+    monkeypatch.setattr(image, "_project_key", lambda root, base: next(key))
+    for _ in range(4):
+        plain = await image.build()
+        assert plain.disk.read_text() == "base-0"
+    again = await image.build(apps=True)
+    assert again.disk.read_text() == "apps-base-0"
+    assert again.initrd.parent != plain.initrd.parent
+    assert bases == [True, False]
+    assert first.disk.exists()
+    assert len([*tmp_path.glob("image-*")]) == 3
+    assert len([*tmp_path.glob("apps-image-*")]) == 2
 
 
 def test_an_initrd_is_a_cpio_archive() -> None:

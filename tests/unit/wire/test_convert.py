@@ -26,6 +26,7 @@ from guestd.model.messages import (
 from guestd.model.resources import Kind, Resources
 from guestd.v1 import common_pb2, guest_pb2
 from guestd.wire import convert
+from guestd.wire.convert import words
 
 USABLE = Usable(2, 3, 1 << 30, 1 << 29, 128 << 20)
 IDENTITY = Identity(bytes(16), 7, "0.1.0", "web", "6.1", frozenset(Capability))
@@ -121,9 +122,9 @@ def test_a_message_of_a_newer_version_is_none_for_the_guest() -> None:
 
 
 def test_every_enum_of_the_model_has_a_wire_value() -> None:
-    assert set(convert._CAPABILITY) == set(Capability)
-    assert set(convert._URGENCY) == set(Urgency)
-    assert set(convert._REFUSAL) == set(RefusalReason)
-    assert set(convert._ACK_STATUS) == set(AckStatus)
-    assert set(convert._GRANT_STAGE) == set(GrantStage)
-    assert set(convert._RECLAIM_STAGE) == set(ReclaimStage)
+    assert set(words.CAPABILITY) == set(Capability)
+    assert set(words.URGENCY) == set(Urgency)
+    assert set(words.REFUSAL) == set(RefusalReason)
+    assert set(words.ACK_STATUS) == set(AckStatus)
+    assert set(words.GRANT_STAGE) == set(GrantStage)
+    assert set(words.RECLAIM_STAGE) == set(ReclaimStage)

@@ -1,6 +1,7 @@
 """The guest's end of the stream, against a broker that says whatever a test wants."""
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from guestd.model.messages import BrokerMessage, Grant, Heartbeat, Hello, OrderI
 from guestd.model.resources import Kind, Resources
 from guestd.v1 import guest_pb2, guest_pb2_grpc
 from guestd.wire import convert, link
+from guestd.wire.call import open_call
 from guestd.wire.link import Stream, converse
 
 HELLO = Hello(1, 1, Identity(bytes(16), 1), Usable())
@@ -67,6 +69,17 @@ async def broker(path: Path) -> AsyncIterator[Broker]:
     await server.stop(0)
 
 
+async def dial(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, str(path))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 class Talk:
     """What came of a conversation."""
 
@@ -77,7 +90,7 @@ class Talk:
 
     async def run(self, path: Path) -> None:
         async with asyncio.timeout(8):
-            await converse(path, HELLO, self._on_open, self.messages.append)
+            await converse(lambda: dial(path), HELLO, self._on_open, self.messages.append)
 
     def _on_open(self, stream: Stream, welcome: Welcome) -> None:
         self.streams.append(stream)
@@ -85,7 +98,7 @@ class Talk:
 
 
 async def test_nobody_there_is_unreachable(path: Path) -> None:
-    with pytest.raises(UnreachableError, match="UNAVAILABLE"):
+    with pytest.raises(UnreachableError, match="No such file"):
         await Talk().run(path)
 
 
@@ -164,8 +177,12 @@ async def test_no_welcome_is_not_waited_for_without_end(
         await Talk().run(path)
 
 
-def test_a_broker_that_does_not_read_cannot_fill_memory() -> None:
-    stream = Stream()
+async def test_a_broker_that_does_not_read_cannot_fill_memory() -> None:
+    ours, theirs = socket.socketpair()
+    call = await open_call(ours, convert.NEGOTIATE, convert.MAX_MESSAGE_BYTES)
+    stream = Stream(call)
     with pytest.raises(UnreachableError, match="does not read"):
-        for _ in range(1000):
-            stream.say(Heartbeat())
+        for _ in range(10_000):
+            stream.say(Heartbeat(Usable(1, 1, 1 << 30, 1 << 30)))
+    call.close()
+    theirs.close()

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
-import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,7 +11,6 @@ import pytest
 from guestd.wire import relay
 from guestd.wire.relay import (
     MAX_CONNECTIONS_PER_GUEST,
-    DialRelay,
     IngressRelay,
     Peer,
     Peers,
@@ -211,41 +208,6 @@ async def test_a_guest_is_listened_to_again_after_a_stop(rig: Rig) -> None:
     await rig.relay.stop_listening("a")
     rig.relay.listen_unix("a", rig.root / "a", privileged_ports=False)
     assert await echo(rig.root / "a", b"x") == b"x"
-
-
-async def test_the_dialling_side_connects_each_connection(rig: Rig, root: Path) -> None:
-    async def dial_host() -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, str(root / "a"))
-        return sock
-
-    relay = DialRelay(root / "relay", dial_host)
-    await relay.start()
-    assert stat.S_IMODE((root / "relay").stat().st_mode) == 0o600
-    assert await echo(root / "relay", b"hello") == b"hello"
-    assert await echo(root / "relay", b"again") == b"again"
-    await relay.close()
-    assert not (root / "relay").exists()
-
-
-async def test_a_dial_that_fails_ends_its_connection_only(root: Path) -> None:
-    async def dial_host() -> socket.socket:
-        raise ConnectionRefusedError("nobody there")
-
-    relay = DialRelay(root / "relay", dial_host)
-    await relay.start()
-    for _ in range(2):
-        assert await echo_or_nothing(root / "relay") == b""
-    await relay.close()
-
-
-async def test_a_relay_that_never_started_can_be_closed(root: Path) -> None:
-    async def dial_host() -> socket.socket:
-        raise AssertionError
-
-    await DialRelay(root / "relay", dial_host).close()
-    assert not (root / "relay").exists()
 
 
 def test_a_leftover_socket_is_replaced_and_a_bad_path_named(root: Path) -> None:

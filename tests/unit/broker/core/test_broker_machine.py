@@ -287,6 +287,19 @@ def test_pressure_ends_a_shrink_under_way() -> None:
     assert of(RequestMemory, one.demand(memory=2 * GIB, pressure=True)) == [RequestMemory("a", 2 * GIB)]  # at once
 
 
+def test_need_that_comes_back_stops_a_shrink_under_way_where_it_is_needed() -> None:
+    one = One().grown(1, 2 * GIB)
+    one.answer(reclaim(one.demand(memory=BOOT)), AckStatus.DONE, BOOT)
+    one.is_now(vm(memory=1536 * MIB))
+    assert of(RequestMemory, one.demand(memory=GIB)) == [RequestMemory("a", GIB)]  # it still holds more than that
+    one.is_now(vm(memory=1280 * MIB, held=1280 * MIB))
+    assert of(RequestMemory, one.demand(memory=896 * MIB)) == []  # less again: what is under way comes first
+    assert of(RequestMemory, one.demand(memory=BOOT, floor=1152 * MIB)) == [RequestMemory("a", 1152 * MIB)]
+    one.is_now(vm(memory=1152 * MIB))
+    assert one.track(Kind.MEMORY).counters.shrinks == 1
+    assert one.reserved.memory_bytes == 1152 * MIB
+
+
 def test_an_answer_never_shrinks_below_the_floor_of_the_freshest_report() -> None:
     """Invariant 7: what the guest said after it was asked counts more than its answer."""
     one = One().grown(1, 2 * GIB)

@@ -12,6 +12,8 @@ PARSERS = [
     qmp_answers.cpu_slots,
     qmp_answers.cpu_threads,
     qmp_answers.memory_devices,
+    qmp_answers.memory_backends,
+    qmp_answers.memory_room,
     qmp_answers.base_memory,
     qmp_answers.balloon_actual,
     qmp_answers.is_running,
@@ -19,6 +21,7 @@ PARSERS = [
 ]
 WORDS = ["props", "vcpus-count", "type", "qom-path", "data", "size", "id", "block-size", "requested-size", "max-size"]
 WORDS += ["thread-id", "status", "base-memory", "actual", "core-id", "dimm", "virtio-mem"]
+WORDS += ["memdev", "addr", "share", "slots", "nvdimm"]
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS)
 anything = st.recursive(
     leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner), max_leaves=12
@@ -77,6 +80,30 @@ def test_other_memory_devices_are_left_out() -> None:
     )
     assert devices.dimm_bytes == 7
     assert [device.size for device in devices.virtio_mem] == [2 * MIB]
+
+
+def test_dimms_are_in_the_order_of_their_addresses() -> None:
+    answer = [
+        {"type": "dimm", "data": {"id": name, "memdev": f"/objects/{behind}", "addr": address, "size": 7, "slot": 0}}
+        for name, behind, address in (("guestd-dimm-1", "guestd-mem-1", 9), ("guestd-dimm-0", "guestd-mem-0", 8))
+    ]
+    dimms = qmp_answers.memory_devices([*answer, {"type": "dimm", "data": {"size": 5}}]).dimms
+    assert [(dimm.device_id, dimm.backend_id, dimm.address, dimm.ours) for dimm in dimms] == [
+        ("", "", 0, False),
+        ("guestd-dimm-0", "guestd-mem-0", 8, True),
+        ("guestd-dimm-1", "guestd-mem-1", 9, True),
+    ]
+
+
+def test_backends_without_an_id_are_nobodys() -> None:
+    answer = [{"size": 5, "share": True}, {"id": "ram0", "size": 7, "share": True}, {"id": "b", "size": 1}]
+    found = [(one.backend_id, one.size, one.shared) for one in qmp_answers.memory_backends(answer)]
+    assert found == [("ram0", 7, True), ("b", 1, False)]
+
+
+def test_a_machine_without_slots_has_no_room() -> None:
+    assert qmp_answers.memory_room({"size": 5}) == qmp_answers.MemoryRoom(5, 0)
+    assert qmp_answers.memory_room({"size": 5, "max-size": 9, "slots": 2}) == qmp_answers.MemoryRoom(9, 2)
 
 
 def test_a_device_without_an_id_cannot_be_resized() -> None:

@@ -52,6 +52,7 @@ class One:
     def __init__(self, cpus: int = 1, blocks: int = 4, capabilities: Iterable[Capability] = ALL) -> None:
         self.now = 100.0
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
+        self.movable = set[int]()  # blocks in ZONE_MOVABLE
         self.used_bytes, self.memory_some_us, self.refaults, self.epoch = 100 * MIB, 0, 0, 3
         self.free_bytes = 8 * BLOCK
         self.hooks_say: str | None = "none"  # None: nothing, for now
@@ -61,7 +62,8 @@ class One:
     def look(self) -> list[Action]:
         """Feed it what is there."""
         blocks = tuple(
-            MemoryBlock(index, BlockState.ONLINE if index in self.blocks else BlockState.OFFLINE) for index in range(8)
+            MemoryBlock(index, BlockState.ONLINE if index in self.blocks else BlockState.OFFLINE, index in self.movable)
+            for index in range(8)
         )
         numbers = frozenset(range(4))
         zones = (NodeZones(0, GIB, GIB, 0),)

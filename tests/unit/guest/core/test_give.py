@@ -69,6 +69,13 @@ def test_only_whole_blocks_above_what_is_left_go() -> None:
     assert give.blocks_to_offline(Inventory(), 0, {}, ()) == []
 
 
+def test_boot_memory_never_goes_in_the_place_of_what_fails() -> None:
+    inventory = blocks(False, False, True, True, False, False)
+    ops = give.blocks_to_offline(inventory, 4 * BLOCK, {}, {3, 5})
+    assert [op.index for op in ops] == [2, 4]
+    assert give.blocks_to_offline(inventory, 4 * BLOCK, {}, {2, 3, 4, 5}) == []
+
+
 def test_what_is_offline_already_is_not_taken_again() -> None:
     inventory = blocks(False, True, True)
     first, second, third = inventory.blocks

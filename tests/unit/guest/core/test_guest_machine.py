@@ -8,8 +8,8 @@ import pytest
 from one import BLOCK, HEARTBEAT_SECONDS, SETTINGS, One, grant, of, ops, reclaim, said
 
 from guestd.guest.core.actions import Do, Rescan, Say
-from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandStatus
-from guestd.model.guest import Capability
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus
+from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock, NodeZones
 from guestd.model.messages import (
     Ack,
     AckStatus,
@@ -45,6 +45,26 @@ def test_a_grant_of_memory_is_brought_online_and_answered() -> None:
     one.result(BlockOp(4, BlockTarget.ONLINE_MOVABLE))
     [ack] = said(Ack, one.result(BlockOp(5, BlockTarget.ONLINE_MOVABLE)))
     assert (ack.status, ack.achieved) == (AckStatus.DONE, 6 * BLOCK)
+
+
+def test_a_thousand_blocks_come_in_batches() -> None:
+    one = One()
+    one.welcome()
+    states = [BlockState.ONLINE] * 4 + [BlockState.OFFLINE] * 1000
+    blocks = tuple(MemoryBlock(index, state) for index, state in enumerate(states))
+    numbers = frozenset(range(4))
+    zones = (NodeZones(0, GIB, GIB, 0),)
+    one.machine.on_order(grant(Kind.MEMORY, len(blocks) * BLOCK), one.now)
+    one.machine.next_actions(one.now)
+    one.machine.on_inventory(Inventory(numbers, numbers, frozenset({0}), frozenset(), BLOCK, blocks, zones), one.now)
+    [first] = of(Do, one.machine.next_actions(one.now))
+    assert [op.index for op in first.ops if isinstance(op, BlockOp)] == [*range(4, 4 + SETTINGS.ops_at_once)]
+    assert of(Do, one.machine.next_actions(one.now)) == []
+    one.machine.on_result(HandResult(first.ops[0], HandStatus.TIMEOUT), one.now)
+    one.machine.next_actions(one.now)  # a look is asked for
+    one.machine.on_inventory(Inventory(numbers, numbers, frozenset({0}), frozenset(), BLOCK, blocks, zones), one.now)
+    [second] = of(Do, one.machine.next_actions(one.now))
+    assert [op.index for op in second.ops if isinstance(op, BlockOp)] == [4 + SETTINGS.ops_at_once]
 
 
 def test_a_grant_of_what_is_there_is_done_at_once() -> None:
@@ -256,6 +276,7 @@ def test_a_demand_is_said_at_once_and_again_only_when_it_differs() -> None:
 def test_pressure_is_said_at_once() -> None:
     one = One()
     one.welcome()
+    one.free_bytes = 0  # where plenty is free, a cgroup stalls at its own limit
     one.memory_some_us += 900_000
     one.refaults += 5000
     [demand] = said(Demand, one.step(0.3))

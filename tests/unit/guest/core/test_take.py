@@ -37,6 +37,12 @@ def test_cpus_come_lowest_first_and_no_more_than_granted() -> None:
     assert take.cpus_to_online(cpus(2, {0}), 9, ()) == [CpuOp(1, True)]
 
 
+def test_a_block_that_would_not_go_offline_is_counted_once() -> None:
+    ops = take.blocks_to_online(memory(online=4, offline=2), 6 * BLOCK, busy={2, 3})
+    assert [op.index for op in ops] == [4, 5]
+    assert [op.index for op in take.blocks_to_online(memory(online=4, offline=2), 5 * BLOCK, busy={4})] == []
+
+
 def test_a_cpu_that_is_busy_counts_as_coming() -> None:
     assert take.cpus_to_online(cpus(4, {0}), 2, {1}) == []
     assert take.cpus_to_online(cpus(4, {0}), 3, {1}) == [CpuOp(2, True)]

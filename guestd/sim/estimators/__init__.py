@@ -1,0 +1,1 @@
+"""Estimators of need, guestd's and its peers', on made-up loads whose truth is known."""

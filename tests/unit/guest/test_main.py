@@ -1,0 +1,44 @@
+"""What the two processes import: most of what they weigh."""
+
+import subprocess
+import sys
+
+HEAVY = {"grpc", "_ssl", "_hashlib", "msgspec", "tomllib", "decimal", "json", "sqlite3", "numpy"}
+FOR_THE_DAEMON_ONLY = {
+    "asyncio",
+    "argparse",
+    "logging",
+    "google.protobuf",
+    "h2",
+    "psutil",
+    "pyudev",
+    "ctypes",
+    "typing",
+}
+
+
+def modules_after(program: str) -> set[str]:
+    command = [sys.executable, "-c", f"{program}\nimport sys\nprint(*sys.modules)"]
+    words = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    return set(words)
+
+
+def test_the_daemon_does_without_what_is_heavy() -> None:
+    found = modules_after(
+        "from guestd.guest import main\n"
+        "try:\n"
+        "    main._be_the_daemon(['--version'], None)\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "from guestd.guest import app, config\n"
+        "assert config.load(config.DEFAULT_PATH) == config.GuestConfig(), 'this machine has a guestd.toml'\n"
+        "import psutil, pyudev"
+    )
+    assert {"asyncio", "h2.connection", "psutil", "pyudev", "guestd.guest.daemon"} <= found
+    assert found & HEAVY == set()
+
+
+def test_the_root_helper_is_forked_before_anything_large() -> None:
+    found = modules_after("import guestd.guest.main")
+    assert "guestd.guest.helper" in found
+    assert found & (HEAVY | FOR_THE_DAEMON_ONLY) == set()
