@@ -260,6 +260,14 @@ app.command()(simulate)
 app.command()(scoreboard)
 
 
+@app.command()
+def estimators(output: _Output = Output.TABLE) -> None:
+    """Compares what guestd and its peers ask for on made-up loads whose truth is known."""
+    from guestd.cli.estimators import print_estimators
+
+    print_estimators(output is Output.JSON)
+
+
 @app.command(
     "lab",
     add_help_option=False,

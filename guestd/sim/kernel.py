@@ -13,6 +13,7 @@ from guestd.model.units import MIB, MILLICORES_PER_VCPU
 
 BLOCK_BYTES = 128 * MIB
 _KERNEL_BYTES = 48 * MIB
+_RISE_BYTES = 64 * MIB  # so much more is free: the glance tells
 _TRIGGER_SECONDS = 0.5  # a trigger fires at most so often
 
 
@@ -70,10 +71,11 @@ class GuestKernel:
 
     def take_trigger(self) -> bool:
         """Whether a PSI trigger or the glance at free memory fires now."""
-        grew = self.load.memory_bytes > self._memory_before
+        grown = self.load.memory_bytes - self._memory_before
         self._memory_before = self.load.memory_bytes
         short = self.load.tasks > len(self.online_cpus) or self.load.memory_bytes > self.memory_total
-        if self._quiet_seconds < _TRIGGER_SECONDS or not (grew or short):
+        moved = grown > 0 or grown < -_RISE_BYTES
+        if self._quiet_seconds < _TRIGGER_SECONDS or not (moved or short):
             return False
         self._quiet_seconds = 0.0
         return True

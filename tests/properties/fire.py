@@ -345,6 +345,7 @@ class WorldUnderFire(RuleBasedStateMachine):
             guest.vm.set_status(VmStatus.RUNNING)
             guest.vm._faults.clear()
             guest.vm._lost_observations = 0
+            guest.vm.set_cpu_throttled(0)  # who is idle is not held back
             guest.kernel.failing.clear()
             guest.kernel.pinned, guest.kernel.op_seconds, guest.hung_until = frozenset(), 0.0, 0.0
             guest.silent = False

@@ -254,6 +254,7 @@ class BrokerMachine:
         if guest is not None:
             self._heard(guest, now)
             guest.usable = heartbeat.usable or guest.usable
+            guest.throttled_permille = 0  # where it is held back it hears of it again
             for track in guest.tracks.values() if heartbeat.usable else ():  # a grant may have been lost
                 track.announce = track.announce or judge.has_not_taken(guest, track)
 

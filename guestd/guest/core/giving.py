@@ -156,7 +156,7 @@ class Giving:
 
     def _late(self, current: Order, now: float) -> bool:
         """Whether it is time for the answer to be on its way."""
-        return now >= current.deadline - self._state.settings.answer_margin_seconds
+        return now >= current.late_at
 
     @property
     def _gives_blocks(self) -> bool:

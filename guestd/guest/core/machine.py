@@ -71,6 +71,7 @@ class GuestMachine:
         self._out: list[Action] = []
         self._news = True  # something to say may have come up since `_speak` last looked
         self._throttle: Throttle | None = None
+        self._throttle_heard_at: float | None = None  # None: since the last sample
 
     # ---- what happened ---------------------------------------------------------------------------
 
@@ -81,6 +82,7 @@ class GuestMachine:
     def on_welcome(self, welcome: Welcome, now: float) -> None:
         """The broker accepted. Another epoch starts counting orders anew (a lower one: it lost its journal)."""
         self._link = speak.Link(welcome)
+        self._throttle = None
         self._state.orders.begin_epoch(welcome.epoch)
         self._out.append(Log(f"served as {welcome.guest!r} by broker epoch {welcome.epoch}"))
         self._look_soon(now)
@@ -102,7 +104,8 @@ class GuestMachine:
             return
         grants = isinstance(order, Grant)
         seconds = self.settings.grant_answer_seconds if isinstance(order, Grant) else order.remaining_seconds
-        orders.take(order, answers.online(order.kind), now + seconds)
+        margin = min(self.settings.answer_margin_seconds, self.settings.answer_margin_share * seconds)
+        orders.take(order, answers.online(order.kind), now + seconds, now + seconds - margin)
         if grants and order.stage is GrantStage.ENDING:
             left = order.remaining_seconds or 0.0
             self._tell(self._state.hooks.burst_ending(order.kind, order.amount, order.burst, left))
@@ -111,8 +114,9 @@ class GuestMachine:
 
     def on_throttle(self, throttle: Throttle) -> None:
         """The host says whether its CPU quota holds this VM back, which shows nowhere in here."""
-        self._throttle = throttle if throttle.throttled_permille else None
-        if self._throttle is not None:
+        before, self._throttle = self._throttle, throttle if throttle.throttled_permille else None
+        self._throttle_heard_at = None
+        if self._throttle is not None and before is None:
             quota = Kind.CPU.show(throttle.quota_millicores)
             share = throttle.throttled_permille / 10
             self._out.append(Log(f"held back by a quota of {quota} in {share:g} % of the time"))
@@ -127,15 +131,23 @@ class GuestMachine:
         state.sample, state.sample_is_old = sample, False
         state.learn_kernel_bytes(sample)
         online = max(1, len(state.inventory.cpus_online) or len(sample.cpu_busy_seconds))
+        self._forget_throttle(now)
         state.cpu = self.cpu_estimator.update(sample, online, now, self._throttle)
         isolated = state.inventory.block_bytes if state.shrinking_memory else 0
         before = state.memory
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
         state.refresh_usable()
         self._news = True
-        stirred = before is not None and state.memory.used_bytes - before.used_bytes > self.settings.stir_bytes
+        stirred = before is not None and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes
         if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
             self._pace.moved(now)
+
+    def _forget_throttle(self, now: float) -> None:
+        """The broker says it again with each heartbeat: that it is over may have been lost."""
+        if self._throttle_heard_at is None:
+            self._throttle_heard_at = now
+        elif self._link is None or now - self._throttle_heard_at > 2.5 * self._link.welcome.heartbeat_seconds:
+            self._throttle = None
 
     def on_no_sample(self) -> None:
         """The load cannot be read: what was known of it is too old to be said, or to give anything back for."""
@@ -216,7 +228,7 @@ class GuestMachine:
             self._next_scan = now + self.settings.reconcile_seconds
             self._scanning = True
             self._out.append(Rescan())
-        sample = self._pace.due(now, self.settled)
+        sample = self._pace.due(now, self.settled, self.usable.vcpus_online <= 1)
         if sample is not None:
             self._out.append(sample)
         if not self._scanning:
@@ -231,9 +243,8 @@ class GuestMachine:
 
     def wake_at(self, now: float) -> float:
         """When to call `next_actions` again if nothing happens before."""
-        margin = self.settings.answer_margin_seconds
         deadlines = [order.deadline for order in self._state.orders.open]
-        early = [at - margin for at in deadlines if at - margin > now]
+        early = [order.late_at for order in self._state.orders.open if order.late_at > now]
         return min([self._pace.next_at, self._next_scan, *deadlines, *early, *self._state.setbacks.ends(now)])
 
     def _work(self, kind: Kind, now: float) -> None:
@@ -254,7 +265,7 @@ class GuestMachine:
             return
         trim = giving.next_trim(current, order, now)
         if trim is not None:
-            left = current.deadline - settings.answer_margin_seconds - now
+            left = current.late_at - now
             self._begin([trim], max(0.1, min(settings.trim_seconds, left)))
         self._begin(giving.next_block(current, order, now), settings.op_deadline_seconds)
 
@@ -276,7 +287,7 @@ class GuestMachine:
     def _tell(self, op: HookOp | None) -> None:
         if op is not None:
             self._state.doing.add(op)
-            self._out.append(Do((op,), op.seconds + 2.0))
+            self._out.append(Do((op,), op.seconds + 3.0))
 
     def _tell_of_more(self) -> None:
         """The hooks hear of what came, when it is there."""

@@ -17,6 +17,7 @@ class Order:
 
     order: Grant | Reclaim
     deadline: float
+    late_at: float  # from when on the answer is to be on its way
     before: int  # granted when it came, millicores or bytes
     answer: Ack | None = None
     tries: int = 0  # of taking CPUs or blocks offline
@@ -68,7 +69,7 @@ class Orders:
         """Whether it is of an older epoch or revision."""
         return order.id.epoch != self.epoch or order.id.revision < self._revision.get(order.kind, 0)
 
-    def take(self, order: Grant | Reclaim, online: int, deadline: float) -> None:
+    def take(self, order: Grant | Reclaim, online: int, deadline: float, late_at: float) -> None:
         """Make it the newest of its kind.
 
         :param online: what is online now, for one who was never granted anything.
@@ -79,6 +80,6 @@ class Orders:
         if isinstance(order, Grant):
             self.granted[order.kind] = order.amount
         elif known is not None and known.order.id == order.id:  # the same, more firmly: go on
-            known.order, known.deadline = order, deadline
+            known.order, known.deadline, known.late_at = order, deadline, late_at
             return
-        self._current[order.kind] = Order(order, deadline, before)
+        self._current[order.kind] = Order(order, deadline, late_at, before)

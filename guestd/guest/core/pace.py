@@ -1,7 +1,8 @@
 """When to take the next sample: often while something moves, hardly ever at rest.
 
 Quick for `quick_for_seconds` after a trigger, an order or a movement; calm for `calm_for_seconds` after a movement or
-an order; then at rest, as long as the shell says at once when tasks begin to wait or memory is used up (`watched`).
+an order; then at rest, as long as the shell says at once when tasks begin to wait, or more or less memory is free
+(`watched`). With one CPU online the rest is deep: there is nothing that could be given back but memory.
 """
 
 from guestd.guest.core.actions import Settings, TakeSample
@@ -31,16 +32,21 @@ class Pace:
         """Look now."""
         self.next_at = min(self.next_at, now)
 
-    def due(self, now: float, settled: bool) -> TakeSample | None:
-        """The sample that is due, if one is. `settled`: no order is open and nothing is being done."""
+    def due(self, now: float, settled: bool, one_cpu: bool) -> TakeSample | None:
+        """The sample that is due, if one is.
+
+        :param settled: no order is open and nothing is being done.
+        :param one_cpu: no CPU is online that could be given back.
+        """
         if now < self.next_at:
             return None
-        pause = self._pause(now, settled)
+        pause = self._pause(now, settled, one_cpu)
         self.next_at = now + pause
         return TakeSample(quick=pause < self._settings.rest_seconds)
 
-    def _pause(self, now: float, settled: bool) -> float:
+    def _pause(self, now: float, settled: bool, one_cpu: bool) -> float:
         if now < self._quick_until:
             return self._settings.quick_seconds
-        at_rest = self.watched and settled and now >= self._calm_until
-        return self._settings.rest_seconds if at_rest else self._settings.calm_seconds
+        if not (self.watched and settled and now >= self._calm_until):
+            return self._settings.calm_seconds
+        return self._settings.deep_rest_seconds if one_cpu else self._settings.rest_seconds

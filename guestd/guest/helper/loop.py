@@ -23,7 +23,7 @@ MAX_WORKERS = 8
 MAX_STUCK = 16
 STUCK_AFTER_SECONDS = 1.0  # between SIGKILL and calling a worker stuck
 
-_HUNG_UP = select.POLLHUP | select.POLLERR | select.POLLRDHUP
+_HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 class _Worker:

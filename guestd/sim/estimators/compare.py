@@ -1,4 +1,4 @@
-"""Every asker on every shape: how soon what is needed is there, what is asked for too much and too little, and how often.
+"""Every asker on every shape: how soon what is needed is there, what is asked for too much and too little, how often.
 
 What is asked is compared with the truth of the moment, in CPU x seconds or GiB x seconds; the lead before the load
 is not scored. A VM that is held back is as CPUs go no case of its own: its need must exceed its quota.
@@ -21,7 +21,7 @@ STEP_SECONDS = 0.05
 class Score:
     """One asker on one shape.
 
-    :param met_seconds: from the load's start until the highest truth so far was asked for, at its latest moment; None: never.
+    :param met_seconds: from the load's start until the highest truth was asked for; None: never.
     :param over: asked above the truth, CPU x s or GiB x s.
     :param under: asked below it, likewise.
     :param changes: of what is asked, in whole units.

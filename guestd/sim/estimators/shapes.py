@@ -1,7 +1,7 @@
 """Made-up loads with a truth: what one VM's programs want from moment to moment.
 
-Each shape begins with `LEAD_SECONDS` of its own rest level, so that every asker has settled. Nothing is random: noise is
-a sum of waves.
+Each shape begins with `LEAD_SECONDS` of its own rest level, so that every asker has settled. Nothing is random: noise
+is a sum of waves.
 """
 
 import math

@@ -1,7 +1,7 @@
 """One VM of a comparison: it has what was asked for, `PLUG_SECONDS` later, and counts what a kernel counts.
 
-A toy: memory that is missing makes every task stall and grows nothing; files that do not fit are read again in the share
-that is missing, 8,000 pages a second at most; a stream fills what is free with cache; loads average over a minute.
+A toy: memory that is missing makes every task stall and grows nothing; files that do not fit are read again in the
+share that is missing, 8,000 pages a second at most; a stream fills what is free with cache.
 """
 
 import math

@@ -21,8 +21,10 @@ from guestd.cli.bench.guest.inside.poller import (
 )
 from guestd.guest import app
 from guestd.guest import main as guestd_main
-from guestd.guest.core.actions import TakeSample
-from guestd.model.guest import Identity, Sample
+from guestd.guest.core.actions import Say, TakeSample
+from guestd.model.guest import Identity, Inventory, Sample
+from guestd.model.messages import Demand, Welcome
+from guestd.model.resources import Resources
 
 
 def sample(busy: float = 0.0, idle: float = 0.0, total: int = 512 * MIB, available: int = 400 * MIB) -> Sample:
@@ -139,6 +141,23 @@ def test_the_machine_samples_at_the_laws_interval_and_nothing_hurries_it(
     interval = min(one.interval_seconds for one in LAWS[law]())
     assert not any(isinstance(action, TakeSample) for action in machine.next_actions(interval * 0.9))
     assert any(isinstance(action, TakeSample) for action in machine.next_actions(interval * 1.01))
+
+
+def test_a_laws_demand_is_what_the_broker_hears() -> None:
+    class Utilisation(PollingMachine):
+        law = "neon-utilisation"
+
+    machine = Utilisation(Identity(boot_id=bytes(16), generation=1), 0.0)
+    limits = Resources(1000, 512 * MIB), Resources(4000, GIB)
+    machine.on_welcome(Welcome(1, "vm", 1, 30.0, *limits), 0.0)
+    heard: list[Demand] = []
+    for step in range(60):  # one CPU, and it is busy: 0.1 s each
+        now = step / 10
+        machine.on_inventory(Inventory(cpus_present=frozenset({0}), cpus_online=frozenset({0})), now)
+        machine.on_sample(sample(busy=now), now)
+        said = [action.message for action in machine.next_actions(now) if isinstance(action, Say)]
+        heard += [message for message in said if isinstance(message, Demand)]
+    assert [demand.needed.cpu_millicores for demand in heard] == [1000, 1111]
 
 
 def test_guestd_has_what_a_poller_puts_itself_in_place_of() -> None:

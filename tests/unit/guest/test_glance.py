@@ -30,7 +30,7 @@ def run(glance: Glance, test: Callable[[], object]) -> None:
 
 def test_a_fall_is_told_and_nothing_else() -> None:
     memory = Memory()
-    glance = Glance(0.01, 4 << 20, memory.free)
+    glance = Glance(0.01, 4 << 20, free=memory.free)
 
     async def test() -> None:
         glance.begin(memory.fell)
@@ -42,9 +42,23 @@ def test_a_fall_is_told_and_nothing_else() -> None:
     assert memory.falls == [50_000]
 
 
+def test_a_slow_fall_and_a_rise_are_told_too() -> None:
+    memory = Memory()
+    glance = Glance(0.01, 4 << 20, 64 << 20, memory.free)
+
+    async def test() -> None:
+        glance.begin(memory.fell)
+        for pages in (49_000, 48_000, 47_000, 46_000, 45_500, 60_000, 61_000, 62_000):
+            memory.pages = pages
+            await asyncio.sleep(0.05)
+
+    run(glance, test)
+    assert memory.falls == [45_500, 62_000], "after 16 MiB less, and 64 MiB more"
+
+
 def test_what_is_told_wakes_the_loop_at_once() -> None:
     memory = Memory()
-    glance = Glance(0.01, 4 << 20, memory.free)
+    glance = Glance(0.01, 4 << 20, free=memory.free)
 
     async def test() -> None:
         woken = asyncio.Event()
@@ -64,13 +78,13 @@ def test_it_does_not_look_before_it_is_told_to() -> None:
     async def test() -> None:
         await asyncio.sleep(0.05)
 
-    run(Glance(0.01, 4 << 20, memory.free), test)
+    run(Glance(0.01, 4 << 20, free=memory.free), test)
     assert memory.glances == 0
 
 
 def test_sockets_and_timers_are_served_between_glances_and_glances_between_them() -> None:
     memory = Memory()
-    glance = Glance(0.02, 4 << 20, memory.free)
+    glance = Glance(0.02, 4 << 20, free=memory.free)
     heard: list[bytes] = []
 
     async def test() -> None:

@@ -43,6 +43,14 @@ def test_three_monitors_and_a_vsock_device_that_can_be_unplugged() -> None:
     assert "vhost-user-vsock-pci,id=vsock0,bus=port0,chardev=vhost0" in after(command, "-device")
 
 
+def test_a_port_for_qemu_guest_agent_only_where_it_is_asked_for() -> None:
+    port = "virtserialport,chardev=qga,name=org.qemu.guest_agent.0"
+    command = command_line(MachineConfig(guest_agent_port=True), PATHS, "tcg")
+    assert port in after(command, "-device")
+    assert "socket,id=qga,path=/tmp/m/qga.sock,server=on,wait=off" in after(command, "-chardev")
+    assert port not in after(command_line(MachineConfig(), PATHS, "tcg"), "-device")
+
+
 def test_the_accelerator_decides_the_cpu() -> None:
     assert after(command_line(MachineConfig(), PATHS, "kvm"), "-cpu") == ["host"]
     assert after(command_line(MachineConfig(), PATHS, "tcg"), "-cpu") == ["max,-svm"]

@@ -56,9 +56,9 @@ def test_a_ramp_is_kept_ahead_of_with_less_than_neon_holds() -> None:
 
 def test_cache_that_is_read_again_grows_until_it_fits_and_stays() -> None:
     ours = scores("1000 MiB read again")["guestd"]
-    assert ours.met_seconds is not None
+    assert 1.25 <= ours.highest < 1.6  # up to 3 % of the files may be left out: few pages, nobody waits
+    assert ours.under < 10
     assert ours.changes < 15
-    assert ours.highest < 1.6
 
 
 def test_noise_changes_next_to_nothing() -> None:

@@ -20,6 +20,7 @@ from guestd.model.units import MIB
 
 KERNEL = "kernel"
 GUESTD = "guestd"
+LOAD1 = "neon-load1"
 KINDS = ("cpu", "memory")
 _CPU = "bench-cpu"
 _GOLDEN = 0.618  # places that fill an interval evenly, however many rounds there are
@@ -35,7 +36,7 @@ class Poller:
 
 
 POLLERS = (
-    Poller("neon-load1", {"cpu": 5.0}, share=0.34),
+    Poller(LOAD1, {"cpu": 5.0}, share=0.34),
     Poller("neon-utilisation", {"cpu": 5.0, "memory": 0.1}),
     Poller("cpuplugd", {"cpu": 1.0, "memory": 1.0}),
     Poller("proxmox", {"memory": 10.0}, share=0.5),
@@ -52,6 +53,7 @@ class Plan:
     bytes_per_second: int = 400 * MIB
     leave_bytes: int = 24 * MIB
     limit_seconds: float = 45.0
+    calm_load1: float = 0.3  # what earlier loads left of it would help the poller that looks at it
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class Measured:
     seconds: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
     doubt_seconds: float = 0.0  # how much the two clocks of the kernel's own step may disagree, at most
     longest_gap_seconds: float = 0.0  # between two looks of the watcher
-    load1_at_onset: list[float] = field(default_factory=list)  # of neon-load1: what was left of earlier loads helps it
+    load1_at_onset: list[float] = field(default_factory=list)  # of neon-load1
 
     def add(self, daemon: str, kind: str, value: float | None) -> None:
         """One step."""
@@ -86,14 +88,24 @@ async def measure(rig: Rig, plan: Plan) -> Measured:
         for poller in POLLERS:
             if number * poller.share % 1 >= poller.share and number:
                 continue
+            if poller.name == LOAD1:
+                await rig.until(lambda: _calm(rig, plan), "the load average to fall")
             await rig.use(poller.name)
             for kind, interval in poller.interval_seconds.items():
-                if poller.name == "neon-load1":
-                    measured.load1_at_onset.append((await rig.agent.ask("load-average"))["load1"])
+                if poller.name == LOAD1:
+                    measured.load1_at_onset.append(await _load1(rig))
                 await _step(rig, plan, measured, poller.name, kind, number * _GOLDEN % 1 * interval)
             await rig.use(GUESTD)
         rig.say(f"reaction: round {number + 1} of {plan.rounds}: {_last(measured)}")
     return measured
+
+
+async def _load1(rig: Rig) -> float:
+    return float((await rig.agent.ask("load-average"))["load1"])
+
+
+async def _calm(rig: Rig, plan: Plan) -> bool:
+    return await _load1(rig) < plan.calm_load1
 
 
 async def _step(rig: Rig, plan: Plan, measured: Measured, daemon: str, kind: str, pause_seconds: float) -> None:

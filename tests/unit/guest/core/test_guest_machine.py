@@ -18,6 +18,7 @@ from guestd.model.messages import (
     OrderId,
     ReclaimStage,
     RefusalReason,
+    Throttle,
     Urgency,
     Usable,
 )
@@ -283,6 +284,25 @@ def test_pressure_is_said_at_once() -> None:
     assert (demand.under_memory_pressure, demand.urgency) == (True, Urgency.NOW)
 
 
+def test_what_holds_it_back_is_forgotten_unless_it_is_said_again() -> None:
+    def codes(seconds: float) -> set[str]:
+        found = [demand.reasons[0].code for _ in range(int(seconds)) for demand in said(Demand, one.step(1.0))]
+        return set(found)
+
+    one = One()
+    one.welcome()
+    one.machine.on_throttle(Throttle(500, 900))
+    assert "cpu-throttled" in codes(HEARTBEAT_SECONDS + 1)
+    one.machine.on_throttle(Throttle(500, 900))
+    assert codes(2 * HEARTBEAT_SECONDS) == {"cpu-throttled"}
+    codes(HEARTBEAT_SECONDS)
+    assert codes(HEARTBEAT_SECONDS + 1) == {"cpu-used"}  # that it was over had been lost
+    one.machine.on_throttle(Throttle(500, 900))
+    one.machine.on_disconnected()
+    one.welcome()
+    assert codes(HEARTBEAT_SECONDS + 1) == {"cpu-used"}
+
+
 def test_a_heartbeat_breaks_the_silence() -> None:
     one = One()
     one.welcome()
@@ -317,8 +337,8 @@ def test_events_are_hints_and_a_timer_looks_anyway() -> None:
     assert not of(Rescan, one.step(1))
     one.machine.on_hotplug(one.now)
     assert len(of(Rescan, one.step())) == 1
-    looks = sum(len(of(Rescan, one.step(0.5))) for _ in range(100))
-    assert looks == 50 / SETTINGS.reconcile_seconds
+    looks = sum(len(of(Rescan, one.step(0.5))) for _ in range(120))
+    assert looks == 60 / SETTINGS.reconcile_seconds
 
 
 def test_samples_come_often_only_while_something_moves() -> None:

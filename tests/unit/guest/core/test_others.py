@@ -1,6 +1,6 @@
 """What something else does to CPUs and blocks."""
 
-from one import BLOCK, One, grant, of, ops, reclaim, said
+from one import BLOCK, SETTINGS, One, grant, of, ops, reclaim, said
 
 from guestd.guest.core.actions import Log
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp
@@ -13,7 +13,7 @@ def test_a_cpu_that_a_person_took_offline_is_left_alone_and_said() -> None:
     one.welcome()
     one.order(grant(Kind.CPU, 3000))
     one.cpus.discard(2)
-    actions = one.step(10.0)
+    actions = one.step(SETTINGS.reconcile_seconds)
     assert ops(actions) == []
     demand = said(Demand, actions)[-1]
     assert "CPU 2 taken offline by something else, left alone" in [reason.text for reason in demand.reasons]
@@ -29,9 +29,9 @@ def test_when_it_is_back_it_counts_again() -> None:
     one.welcome()
     one.order(grant(Kind.CPU, 3000))
     one.cpus.discard(2)
-    one.step(10.0)
+    one.step(SETTINGS.reconcile_seconds)
     one.cpus.add(2)
-    demand = said(Demand, one.step(10.0))[-1]
+    demand = said(Demand, one.step(SETTINGS.reconcile_seconds))[-1]
     assert all(reason.code != "others" for reason in demand.reasons)
     [ack] = said(Ack, one.order(grant(Kind.CPU, 3000, 2, 2)))
     assert ack.status is AckStatus.DONE
@@ -53,7 +53,7 @@ def test_a_block_that_others_took_offline_is_left_alone() -> None:
     one.welcome()
     one.order(grant(Kind.MEMORY, 6 * BLOCK))
     one.blocks.discard(5)
-    actions = one.step(10.0)
+    actions = one.step(SETTINGS.reconcile_seconds)
     assert BlockOp(5, BlockTarget.ONLINE_MOVABLE) not in ops(actions)
     assert any("memory block 5 taken offline by something else" in log.text for log in of(Log, actions))
 
@@ -62,6 +62,6 @@ def test_what_others_bring_online_is_simply_counted() -> None:
     one = One(cpus=1)
     one.welcome()
     one.cpus.add(1)
-    one.step(10.0)
+    one.step(SETTINGS.reconcile_seconds)
     [ack] = said(Ack, one.order(grant(Kind.CPU, 2000)))
     assert (ack.status, ack.achieved) == (AckStatus.DONE, 2000)
