@@ -47,6 +47,7 @@ class Daemon:
         self._clock = clock
         self._sampled_at = clock()
         self._stream: Stream | None = None
+        self._doing, self._counted = "looking for the broker", 0
         self._wake = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
         self.on_status: Callable[[str], object] = lambda text: None
@@ -88,6 +89,8 @@ class Daemon:
             # What was performed may have led to more (a sample to a demand): ask until nothing is left.
             for action in self._machine.next_actions(self._clock()):
                 self._perform(action)
+            if self.counters.total() != self._counted:
+                self._be(self._doing)
             pause = self._machine.wake_at(self._clock()) - self._clock()
             if pause > 0:
                 with contextlib.suppress(TimeoutError):
@@ -110,6 +113,11 @@ class Daemon:
                 self._say(action)
             case Log():
                 _log.info("%s", action.text)
+
+    def _be(self, doing: str) -> None:
+        """Tell the service manager what the daemon is at, and what went wrong so far."""
+        self._doing, self._counted = doing, self.counters.total()
+        self.on_status("; ".join([doing, *(f"{name}: {count}" for name, count in sorted(self.counters.items()))]))
 
     def _sample(self, quick: bool) -> None:
         """A load that cannot be read is no news. After a while nothing is said of it any more, so that the broker finds
@@ -177,7 +185,7 @@ class Daemon:
             finally:
                 self._stream = None
                 self._machine.on_disconnected()
-            self.on_status("waiting for the broker; everything stays as it is")
+            self._be("waiting for the broker; everything stays as it is")
             if self._clock() - began > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
@@ -185,7 +193,7 @@ class Daemon:
 
     def _on_open(self, stream: Stream, welcome: Welcome) -> None:
         self._stream = stream
-        self.on_status(f"served as {welcome.guest}")
+        self._be(f"served as {welcome.guest}")
         self._machine.on_welcome(welcome, self._clock())
         self._wake.set()
 

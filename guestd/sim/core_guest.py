@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import cast
 
 from guestd.broker.hypervisor.fake import FakeVm
-from guestd.guest.core.estimate import CpuEstimator, EstimateSettings, MemoryEstimator
 from guestd.guest.core.machine import GuestMachine
+from guestd.guest.core.need import EstimateSettings
+from guestd.guest.core.need_cpu import CpuEstimator
+from guestd.guest.core.need_memory import MemoryEstimator
 from guestd.guest.core.ops import HandResult, Op
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands

@@ -133,7 +133,6 @@ async def test_blocks_that_the_kernel_does_not_take_offline(host: Host) -> None:
         f"EBUSY in the middle: {kept // MIB} of 2048 MiB are in the book {short:.1f} s later; ENOMEM said after"
         f" {again:.1f} s; all back {back:.1f} s after it could; {after.refusals} refusals, {after.partials} partials"
     )
-    print([line for line in host.broker_log.splitlines() if f"{DIMMS}" in line and "memory" in line][-30:])
 
 
 async def test_blocks_that_the_kernel_does_not_bring_online(host: Host) -> None:

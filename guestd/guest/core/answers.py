@@ -10,8 +10,8 @@ The law:
 
 from dataclasses import dataclass
 
-from guestd.guest.core.estimate import MemoryNeed
 from guestd.guest.core.hooks import Said, Verdict
+from guestd.guest.core.need_memory import MemoryNeed
 from guestd.guest.core.ops import BlockOp, CpuOp
 from guestd.guest.core.others import Others, describe
 from guestd.guest.core.setbacks import Setbacks
@@ -21,6 +21,7 @@ from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU, format_size
 
 _RETRY_SECONDS = 5.0
+_STILL_AT_IT_SECONDS = 10.0
 _OP = {Kind.CPU: CpuOp, Kind.MEMORY: BlockOp}
 _NEEDS = {Kind.CPU: Capability.CPU_ONLINE, Kind.MEMORY: Capability.MEMORY_ONLINE}
 
@@ -91,12 +92,12 @@ class Answers:
 
     # ---- less ------------------------------------------------------------------------------------
 
-    def hooks_object(self, order: Reclaim, said: Said, hook_seconds: float) -> Ack:
+    def hooks_object(self, order: Reclaim, said: Said) -> Ack:
         """A hook said no or not yet, or has not answered in time."""
         if said.verdict is Verdict.VETO:
             retry = max(1.0, said.until - self.now)
             return self.ack(order, AckStatus.REFUSED, RefusalReason.VETO, f"hook {said.name} says no", None, retry)
-        retry = max(1.0, said.until - self.now) if said.verdict is Verdict.WAIT else hook_seconds
+        retry = max(1.0, said.until - self.now) if said.verdict is Verdict.WAIT else _STILL_AT_IT_SECONDS
         text = f"hook {said.name} asks for {retry:.0f} s" if said.name else "the hooks are still at it"
         return self.ack(order, AckStatus.REFUSED, RefusalReason.VETO, text, None, retry, order.amount)
 

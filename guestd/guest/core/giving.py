@@ -11,8 +11,8 @@ The law:
 """
 
 from guestd.guest.core import give
-from guestd.guest.core.estimate import MemoryNeed
 from guestd.guest.core.hooks import Said, Verdict
+from guestd.guest.core.need_memory import MemoryNeed
 from guestd.guest.core.ops import BlockOp, CpuOp, HookOp, TrimOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.state import State
@@ -143,7 +143,7 @@ class Giving:
         said = self._said(current, order, now)
         if said.verdict is Verdict.ASKED and not self._late(current, now):
             return None
-        return self._state.answers(now).hooks_object(order, said, self._state.settings.hook_seconds)
+        return self._state.answers(now).hooks_object(order, said)
 
     # ---- small parts -----------------------------------------------------------------------------
 

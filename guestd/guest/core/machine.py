@@ -21,9 +21,10 @@ from collections.abc import Sequence
 
 from guestd.guest.core import speak, take
 from guestd.guest.core.actions import Action, Do, Log, Rescan, Say, Settings
-from guestd.guest.core.estimate import CpuEstimator, MemoryEstimator
 from guestd.guest.core.giving import Giving, vcpus
 from guestd.guest.core.hooks import Hooks
+from guestd.guest.core.need_cpu import CpuEstimator
+from guestd.guest.core.need_memory import MemoryEstimator
 from guestd.guest.core.ops import BlockOp, CompactOp, CpuOp, HandResult, HandStatus, HookOp, TrimOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.others import describe

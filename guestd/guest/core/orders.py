@@ -22,7 +22,6 @@ class Order:
     answer: Ack | None = None
     tries: int = 0  # of taking CPUs or blocks offline
     trimmed: bool = False  # the kernel gave up what it could
-    compacted: bool = False
 
 
 class Orders:

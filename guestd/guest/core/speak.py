@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from guestd.guest.core import take
-from guestd.guest.core.estimate import CpuNeed, MemoryNeed
+from guestd.guest.core.need_cpu import CpuNeed
+from guestd.guest.core.need_memory import MemoryNeed
 from guestd.model.guest import Inventory
 from guestd.model.messages import Demand, Reason, Urgency, Usable, Welcome
 from guestd.model.resources import Resources

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from guestd.guest.core.actions import Settings
 from guestd.guest.core.answers import Answers
-from guestd.guest.core.estimate import CpuNeed, MemoryNeed
 from guestd.guest.core.hooks import Hooks
+from guestd.guest.core.need_cpu import CpuNeed
+from guestd.guest.core.need_memory import MemoryNeed
 from guestd.guest.core.ops import BlockOp, CpuOp, Op
 from guestd.guest.core.orders import Orders
 from guestd.guest.core.others import Others

@@ -61,12 +61,12 @@ class Guestd:
             if self._free - free > self._settings.stir_bytes:
                 self._pace.alarm(now)
             self._free, self._glanced_at = free, now
-        if self._pace.due(now, True) is None:
+        if self._pace.due(now, True, vm.cpus <= 1) is None:
             return None
         sample = vm.sample()
         cpu = self._cpu.update(sample, vm.cpus, now, vm.throttle)
         memory = self._memory.update(sample, 0, 0, now)
-        stirred = memory.used_bytes - self._used > self._settings.stir_bytes
+        stirred = abs(memory.used_bytes - self._used) > self._settings.stir_bytes
         self._used = memory.used_bytes
         if cpu.waiting or memory.moving or memory.pressure or stirred:
             self._pace.moved(now)

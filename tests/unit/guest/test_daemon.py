@@ -203,6 +203,16 @@ async def test_an_order_is_carried_out_and_answered(rig: Rig, broker: Broker) ->
     assert len([op for op in rig.hands.done if isinstance(op, CpuOp)]) == 2  # each once
 
 
+async def test_the_service_managers_status_says_what_went_wrong_so_far(rig: Rig, broker: Broker) -> None:
+    rig.kernel.failing = {CpuOp(1, True): errno.EIO}
+    await rig.vm.request_vcpus(2)
+    rig.start()
+    await until(lambda: "served as a" in rig.statuses)
+    broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.CPU, 2000))
+    await until(lambda: rig.statuses[-1] != "served as a")
+    assert rig.statuses[-1] == "served as a; failed-operations: 1"
+
+
 async def test_slow_hands_do_not_stop_the_rest(rig: Rig, broker: Broker) -> None:
     await rig.vm.request_vcpus(2)
     rig.hands.seconds = 1.0

@@ -1,12 +1,14 @@
 """Ramp: the fastest rate at which a program can take memory from 512 MiB to 2 GiB without an OOM kill or swap.
 
 Rates are those of a ladder, each a half more than the one before. A rate counts when it went well twice in a row; the
-search begins at a guess and climbs until it fails, or descends until it does not. guestd and the pollers take turns
-with a VM at its minimum; a try that is over counts only when it held the rate (within a quarter): a program that the
-kernel makes wait for memory was not served at that rate. What the VM can do with all memory there from the start is
-the end of the ladder for all.
+search begins at a guess and climbs until it fails, or descends until it does not. guestd and the pollers take turns,
+each try in a VM of its own at its minimum. A try that is over counts only when it held the rate (within a quarter): a
+program that the kernel makes wait for memory was not served at that rate. What the VM can do with all memory there
+from the start is the end of the ladder for all.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,37 +98,46 @@ class Measured:
     best: dict[str, int] = field(default_factory=dict)  # MiB/s, 0 for none
 
 
-async def measure(rig: Rig, plan: Plan) -> Measured:
-    """The whole benchmark. Ends with guestd running."""
+async def measure(boot: Callable[[], AbstractAsyncContextManager[Rig]], plan: Plan) -> Measured:
+    """The whole benchmark.
+
+    :param boot: a new VM.
+    """
     measured = Measured()
     searches = {name: Search(guess, plan.tries) for name, guess in _GUESSES.items()}
     while any(not search.over for search in searches.values()):
         for name, search in searches.items():
             if not search.over:
-                done = await _try(rig, plan, name, LADDER[search.rung])
-                measured.tries.setdefault(name, []).append(done)
-                search.took(done.well, long=plan.seconds(done.rate_mib) > plan.long_seconds)
-                took = "no end" if done.seconds is None else f"{done.seconds:.1f} s"
-                rig.say(f"ramp: {name} at {done.rate_mib} MiB/s: {took}, {'well' if done.well else 'not well'}")
+                async with boot() as rig:
+                    await _ready(rig, name)
+                    await _try(rig, plan, measured, name, search)
     measured.best = {name: LADDER[search.held] if search.held >= 0 else 0 for name, search in searches.items()}
     return measured
 
 
-async def _try(rig: Rig, plan: Plan, name: str, rate_mib: int) -> Try:
-    async with rig.by_hand(then=GUESTD if name == ALL_THERE else name):
-        await rig.emptied()
-    config = rig.machine.config
+async def _ready(rig: Rig, name: str) -> None:
+    """guestd or a poller with a VM at its minimum, or guestd with all memory there."""
     if name == ALL_THERE:
-        await rig.broker.set_limits(GUEST_NAME, LimitsChange(memory_min_bytes=config.max_memory_bytes))
-        await rig.until(lambda: _has(rig, config.virtio_mem_bytes), "all memory to be there")
-    else:
-        await rig.at_minimum()
-    mib = plan.total_bytes // MIB
-    answer = await rig.agent.ask("run", limit_seconds=60 + 2.0 * mib / rate_mib, words=[WORK, "ramp", rate_mib, mib])
-    if name == ALL_THERE:
-        await rig.broker.reset_limits(GUEST_NAME)
+        limits = LimitsChange(memory_min_bytes=rig.machine.config.max_memory_bytes)
+        await rig.broker.set_limits(GUEST_NAME, limits)
+        await rig.until(lambda: _has(rig, rig.machine.config.virtio_mem_bytes), "all memory to be there")
+        return
+    if name != GUESTD:
+        await rig.use(name)
+    await rig.at_minimum()
+
+
+async def _try(rig: Rig, plan: Plan, measured: Measured, name: str, search: Search) -> None:
+    rate_mib = LADDER[search.rung]
+    nominal = plan.seconds(rate_mib)
+    words = [WORK, "ramp", rate_mib, plan.total_bytes // MIB]
+    answer = await rig.agent.ask("run", limit_seconds=60.0 + 2 * nominal, words=words)
     took = float(str(answer["out"]).split()[0]) if answer["exit"] == 0 else None
-    return Try(rate_mib, took, int(answer["oom_kills"]), int(answer["swapped_pages"]), plan.total_bytes)
+    done = Try(rate_mib, took, int(answer["oom_kills"]), int(answer["swapped_pages"]), plan.total_bytes)
+    measured.tries.setdefault(name, []).append(done)
+    search.took(done.well, long=nominal > plan.long_seconds)
+    shown = "no end" if took is None else f"{took:.1f} s"
+    rig.say(f"ramp: {name} at {rate_mib} MiB/s: {shown}, {'well' if done.well else 'not well'}")
 
 
 async def _has(rig: Rig, amount: int) -> bool:

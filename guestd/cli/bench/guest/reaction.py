@@ -117,6 +117,7 @@ async def _step(rig: Rig, plan: Plan, measured: Measured, daemon: str, kind: str
         words |= {"bytes_per_second": plan.bytes_per_second, "leave_bytes": plan.leave_bytes}
         answer = await rig.agent.ask("memory-load", **words)
     grown_at = answer["grown_at"]
+    rig.say(f"reaction: {daemon}, {kind}: {report.seconds(grown_at and float(grown_at) - float(answer['onset']))}")
     measured.add(daemon, kind, None if grown_at is None else float(grown_at) - float(answer["onset"]))
     measured.longest_gap_seconds = max(measured.longest_gap_seconds, float(answer["longest_gap_seconds"]))
 

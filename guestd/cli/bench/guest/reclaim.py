@@ -4,7 +4,8 @@ A VM with all its memory plugged runs an application on a fragmented heap, besid
 workload, many small files, which are memory of the kernel's own. Then memory is asked back: with guestd by the
 broker, from a guest that brought its memory online as guestd does; *blindly* by lowering `requested-size`, in a guest
 without guestd whose kernel brought it online by itself, with its default policy (`online`) and with `online_movable`.
-All take turns in one VM.
+All take turns, each ask in a VM of its own: what one of them leaves in the kernel's zones would be in the way of the
+next.
 
 An ask is over when all has come, or nothing more came for `still_seconds` (the driver tries again only after 50 s).
 The application's slow-down is its operations per second from the ask to its end, against the seconds before.
@@ -13,6 +14,8 @@ The application's slow-down is its operations per second from the ask to its end
 import asyncio
 import itertools
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,55 +101,51 @@ class Measured:
     asks: dict[str, dict[str, list[Asked]]] = field(default_factory=dict)
 
 
-async def measure(rig: Rig, plan: Plan) -> Measured:
-    """The whole benchmark. Ends with guestd running."""
+async def measure(boot: Callable[[], AbstractAsyncContextManager[Rig]], plan: Plan) -> Measured:
+    """The whole benchmark.
+
+    :param boot: a new VM.
+    """
     measured = Measured()
     for number in range(plan.rounds):
         for workload in WORKLOADS:
             ways = (GUESTD, *BLIND)
             for way in ways[number % 3 :] + ways[: number % 3]:
-                ask = await (_by_guestd(rig, plan, workload) if way == GUESTD else _blindly(rig, plan, workload, way))
-                measured.asks.setdefault(workload.name, {}).setdefault(way, []).append(ask)
-                rig.say(
-                    f"reclaim: {workload.name}, {way}: {ask.share:.0%} in {ask.seconds:.1f} s, "
-                    f"application at {ask.application or 0:.0%}, longest pause {ask.longest_pause_seconds:.2f} s"
-                )
+                async with boot() as rig:
+                    ask = await (
+                        _by_guestd(rig, plan, workload) if way == GUESTD else _blindly(rig, plan, workload, way)
+                    )
+                    measured.asks.setdefault(workload.name, {}).setdefault(way, []).append(ask)
+                    rig.say(
+                        f"reclaim: {workload.name}, {way}: {ask.share:.0%} in {ask.seconds:.1f} s, "
+                        f"application at {ask.application or 0:.0%}, longest pause {ask.longest_pause_seconds:.2f} s"
+                    )
     return measured
 
 
 async def _by_guestd(rig: Rig, plan: Plan, workload: Workload) -> Asked:
     config = rig.machine.config
     await rig.broker.set_limits(GUEST_NAME, LimitsChange(memory_min_bytes=config.max_memory_bytes))
-    try:
-        await rig.until(lambda: _has(rig, config.virtio_mem_bytes), "all memory to be there")
-        await _begin(rig, workload)
-        least = config.boot_memory_bytes
-        limits = LimitsChange(memory_min_bytes=least, memory_max_bytes=least + workload.left_bytes)
+    await rig.until(lambda: _has(rig, config.virtio_mem_bytes), "all memory to be there")
+    await _begin(rig, workload)
+    least = config.boot_memory_bytes
+    limits = LimitsChange(memory_min_bytes=least, memory_max_bytes=least + workload.left_bytes)
 
-        async def ask() -> None:
-            await rig.broker.set_limits(GUEST_NAME, limits)
+    async def ask() -> None:
+        await rig.broker.set_limits(GUEST_NAME, limits)
 
-        return await _ask(rig, plan, workload, ask)
-    finally:
-        await _end(rig)
-        await rig.broker.reset_limits(GUEST_NAME)
-        async with rig.by_hand():
-            await rig.emptied()
+    return await _ask(rig, plan, workload, ask)
 
 
 async def _blindly(rig: Rig, plan: Plan, workload: Workload, policy: str) -> Asked:
-    async with rig.by_hand():
-        await rig.shell(f"echo {policy} > {_POLICY}")
-        try:
-            all_bytes = rig.machine.config.virtio_mem_bytes
-            await rig.request_memory(all_bytes)
-            await rig.until(lambda: _has(rig, all_bytes), "all memory to be there")
-            await _begin(rig, workload)
-            return await _ask(rig, plan, workload, lambda: rig.request_memory(workload.left_bytes))
-        finally:
-            await _end(rig)
-            await rig.emptied()
-            await rig.shell(f"echo offline > {_POLICY}")
+    await rig.broker.pause_guest(GUEST_NAME)
+    await rig.use("")
+    await rig.shell(f"echo {policy} > {_POLICY}")
+    all_bytes = rig.machine.config.virtio_mem_bytes
+    await rig.request_memory(all_bytes)
+    await rig.until(lambda: _has(rig, all_bytes), "all memory to be there")
+    await _begin(rig, workload)
+    return await _ask(rig, plan, workload, lambda: rig.request_memory(workload.left_bytes))
 
 
 async def _begin(rig: Rig, workload: Workload) -> None:
@@ -170,15 +169,7 @@ async def _works(rig: Rig) -> bool:
     return bool((await rig.shell(f"cat {_LOG} 2>/dev/null || true")).strip())
 
 
-async def _end(rig: Rig) -> None:
-    await rig.shell(
-        "for p in /proc/[0-9]*; do case $(readlink $p/exe) in "
-        f"{WORK}) kill -9 ${{p#/proc/}};; esac; done; rm -f {_CACHE}; umount {_FILES} 2>/dev/null; "
-        "echo 2 > /proc/sys/vm/drop_caches"
-    )
-
-
-async def _ask(rig: Rig, plan: Plan, workload: Workload, ask: Any) -> Asked:
+async def _ask(rig: Rig, plan: Plan, workload: Workload, ask: Callable[[], Awaitable[None]]) -> Asked:
     await asyncio.sleep(plan.before_seconds)
     kills = await rig.machine.oom_kills()
     before = await rig.plugged()

@@ -256,9 +256,8 @@ class PollingMachine(GuestMachine):
     def __init__(self, identity: Identity, now: float, settings: Settings | None = None) -> None:
         cpu, memory = LAWS[self.law]()
         pace = min(cpu.interval_seconds, memory.interval_seconds)
-        super().__init__(
-            identity, now, replace(settings or Settings(), quick_seconds=pace, calm_seconds=pace, rest_seconds=pace)
-        )
+        paced = replace(settings or Settings(), quick_seconds=pace, calm_seconds=pace)
+        super().__init__(identity, now, replace(paced, rest_seconds=pace, deep_rest_seconds=pace))
         self.cpu_estimator = PollingCpu(cpu)
         self.memory_estimator = PollingMemory(memory, kernel_numbers)
 
