@@ -6,7 +6,9 @@ The law:
 2. One run per kind at a time; what comes meanwhile is told afterwards.
 3. Before a shrink they may say no (veto) or not yet (wait). A veto holds for a while, "not yet" for as long as it says;
    then they are asked again. Failing is no veto.
-4. A shrink that did not come to what they were told is told as a grow. At the start they are told once what there
+4. What they do themselves is no load of the guest: while they run, for `_OWN_LOAD_SECONDS` at most, tasks that wait
+   for a CPU are not taken to need one. Else a shrink would be undone by asking about it.
+5. A shrink that did not come to what they were told is told as a grow. At the start they are told once what there
    is, with 0 before: an application may have been set up for another size.
 """
 
@@ -19,6 +21,8 @@ from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU
 
 _VETO_SECONDS = 10.0
+_OWN_LOAD_SECONDS = 5.0
+_SETTLE_SECONDS = 1.0  # what they started is over a little later
 _LONGEST_WAIT_SECONDS = 600.0
 
 
@@ -49,6 +53,8 @@ class Hooks:
         self._running: dict[Kind, HookOp] = {}
         self._said: dict[Kind, Said] = {}
         self._failed: dict[Kind, str] = {}
+        self._exist = False
+        self._busy_until = 0.0
         self.failures = 0
         """How often one failed, hung or was not to be trusted."""
 
@@ -68,28 +74,37 @@ class Hooks:
         """How to ask them about a shrink, where what they say is not known and they are not at it."""
         if kind in self._running or self.say(kind, before, after, step, now).verdict is not Verdict.ASKED:
             return None
-        return self._run(HookOp(HookEvent.BEFORE_SHRINK, kind, before, after, round(self._seconds)))
+        return self._run(HookOp(HookEvent.BEFORE_SHRINK, kind, before, after, round(self._seconds)), now)
 
-    def after_grow(self, kind: Kind, amount: int, step: int) -> HookOp | None:
+    def after_grow(self, kind: Kind, amount: int, step: int, now: float) -> HookOp | None:
         """How to tell them that there is more than they know of, if there is."""
         if kind in self._running or _steps(amount, self.told.get(kind, 0), step) <= 0:
             return None
         before, self.told[kind] = self.told.get(kind, 0), amount
-        return self._run(HookOp(HookEvent.AFTER_GROW, kind, before, amount, round(self._seconds)))
+        return self._run(HookOp(HookEvent.AFTER_GROW, kind, before, amount, round(self._seconds)), now)
 
-    def burst_ending(self, kind: Kind, amount: int, burst: int, seconds: float) -> HookOp | None:
+    def burst_ending(self, kind: Kind, amount: int, burst: int, seconds: float, now: float) -> HookOp | None:
         """How to tell them that what is above `amount - burst` goes within so many seconds."""
         if kind in self._running:
             return None
-        return self._run(HookOp(HookEvent.BURST_ENDING, kind, amount, amount - burst, max(1, min(600, int(seconds)))))
+        left = max(1, min(600, int(seconds)))
+        return self._run(HookOp(HookEvent.BURST_ENDING, kind, amount, amount - burst, left), now)
 
-    def _run(self, op: HookOp) -> HookOp:
+    def _run(self, op: HookOp, now: float) -> HookOp:
         self._running[op.kind] = op
+        if self._exist:
+            self._busy_until = now + _OWN_LOAD_SECONDS
         return op
+
+    def are_at_work(self, now: float) -> bool:
+        """Whether the load may be theirs (rule 4)."""
+        return now < self._busy_until
 
     def on_result(self, op: HookOp, result: HandResult, now: float) -> None:
         """They have answered, or failed to."""
         self._running.pop(op.kind, None)
+        self._exist = result.state not in ("", "none")
+        self._busy_until = min(self._busy_until, now + _SETTLE_SECONDS)
         self._said.pop(op.kind, None)
         word, _, rest = result.state.partition(":")
         if word == "failed" or not (result.ok or word in ("", "none")):

@@ -18,6 +18,7 @@ Weak spot: what virtio-mem can really take is known only when its driver has tri
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from guestd.guest.core import speak, take
 from guestd.guest.core.actions import Action, Do, Log, Rescan, Say, Settings
@@ -109,7 +110,7 @@ class GuestMachine:
         orders.take(order, answers.online(order.kind), now + seconds, now + seconds - margin)
         if grants and order.stage is GrantStage.ENDING:
             left = order.remaining_seconds or 0.0
-            self._tell(self._state.hooks.burst_ending(order.kind, order.amount, order.burst, left))
+            self._tell(self._state.hooks.burst_ending(order.kind, order.amount, order.burst, left, now))
         self._pace.moved(now)
         self._look_soon(now)
 
@@ -133,7 +134,8 @@ class GuestMachine:
         state.learn_kernel_bytes(sample)
         online = max(1, len(state.inventory.cpus_online) or len(sample.cpu_busy_seconds))
         self._forget_throttle(now)
-        state.cpu = self.cpu_estimator.update(sample, online, now, self._throttle)
+        load = replace(sample, runnable=min(sample.runnable, online)) if state.hooks.are_at_work(now) else sample
+        state.cpu = self.cpu_estimator.update(load, online, now, self._throttle)
         isolated = state.inventory.block_bytes if state.shrinking_memory else 0
         before = state.memory
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
@@ -237,7 +239,7 @@ class GuestMachine:
                 self._work(kind, now)
             for order in self._state.orders.all():
                 self._answer(order, now)
-            self._tell_of_more()
+            self._tell_of_more(now)
         self._speak(now)
         actions, self._out = self._out, []
         return actions
@@ -283,20 +285,22 @@ class GuestMachine:
 
     def _blocks_to_take(self, now: float) -> list[BlockOp]:
         state = self._state
-        return take.blocks_to_online(state.inventory, state.orders.granted[Kind.MEMORY], state.busy(BlockOp, now))
+        under_way = [op for op in state.doing if isinstance(op, BlockOp)]
+        granted = state.orders.granted[Kind.MEMORY]
+        return take.blocks_to_online(state.inventory, granted, state.busy(BlockOp, now), under_way)
 
     def _tell(self, op: HookOp | None) -> None:
         if op is not None:
             self._state.doing.add(op)
             self._out.append(Do((op,), op.seconds + 3.0))
 
-    def _tell_of_more(self) -> None:
+    def _tell_of_more(self, now: float) -> None:
         """The hooks hear of what came, when it is there."""
         for current in self._state.orders.all():
             order, answer = current.order, current.answer
             if isinstance(order, Grant) and answer is not None and answer.status is not AckStatus.REFUSED:
                 amount, step = min(order.amount, answer.achieved), self._state.step(order.kind)
-                self._tell(self._state.hooks.after_grow(order.kind, amount, step))
+                self._tell(self._state.hooks.after_grow(order.kind, amount, step, now))
 
     def _answer(self, current: Order, now: float) -> None:
         if current.answer is not None:

@@ -32,8 +32,14 @@ def cpus_to_online(inventory: Inventory, granted_vcpus: int, busy: Collection[in
     return [CpuOp(number, True) for number in offline[: max(0, missing)]]
 
 
-def blocks_to_online(inventory: Inventory, granted_bytes: int, busy: Collection[int]) -> list[BlockOp]:
-    """Offline memory blocks to bring online within the grant, lowest first, each with its zone."""
+def blocks_to_online(
+    inventory: Inventory, granted_bytes: int, busy: Collection[int], under_way: Collection[BlockOp] = ()
+) -> list[BlockOp]:
+    """Offline memory blocks to bring online within the grant, lowest first, each with its zone.
+
+    :param busy: blocks that are being worked on, or to be left alone for now.
+    :param under_way: what is being brought online: it counts for the zones before it is there.
+    """
     if not inventory.block_bytes:
         return []
     all_offline = [block for block in inventory.blocks if block.state is BlockState.OFFLINE]
@@ -42,6 +48,10 @@ def blocks_to_online(inventory: Inventory, granted_bytes: int, busy: Collection[
     room = granted_bytes - inventory.memory_online_bytes - inventory.block_bytes * coming
     count = max(0, -(-room // inventory.block_bytes))
     zones = _Zones(inventory)
+    targets = {op.index: op.target for op in under_way}
+    for block in all_offline:
+        if block.index in targets:
+            zones.count(block, targets[block.index])
     return [BlockOp(block.index, zones.place(block)) for block in sorted(offline, key=_index)[:count]]
 
 
@@ -87,10 +97,16 @@ class _Zones:
         in_all = sum(self._movable.values()) + self._block_bytes
         fits_node = movable <= MAX_MOVABLE_RATIO * self._kernel.get(block.node, 0)
         if fits_node and in_all <= MAX_MOVABLE_RATIO * sum(self._kernel.values()):
-            self._movable[block.node] = movable
-            return BlockTarget.ONLINE_MOVABLE
-        self._kernel[block.node] = self._kernel.get(block.node, 0) + self._block_bytes
-        return BlockTarget.ONLINE_KERNEL
+            target = BlockTarget.ONLINE_MOVABLE
+        else:
+            target = BlockTarget.ONLINE_KERNEL
+        self.count(block, target)
+        return target
+
+    def count(self, block: MemoryBlock, target: BlockTarget) -> None:
+        """One more block, which goes where that was decided."""
+        zone = self._movable if target is BlockTarget.ONLINE_MOVABLE else self._kernel
+        zone[block.node] = zone.get(block.node, 0) + self._block_bytes
 
     def add(self, added_bytes: int) -> None:
         """As if so much were brought online, as far as the ratio allows in the movable zone."""

@@ -8,6 +8,7 @@ from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, HookOp, Op, TrimOp
 from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, NodeZones, Sample
 from guestd.model.messages import (
+    Demand,
     Grant,
     OrderId,
     Reason,
@@ -54,7 +55,8 @@ class One:
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
         self.movable = set[int]()  # blocks in ZONE_MOVABLE
         self.used_bytes, self.memory_some_us, self.refaults, self.epoch = 100 * MIB, 0, 0, 3
-        self.free_bytes = 8 * BLOCK
+        self.free_bytes, self.runnable = 8 * BLOCK, 0
+        self.demand: Demand | None = None  # said last
         self.hooks_say: str | None = "none"  # None: nothing, for now
         self.machine = GuestMachine(Identity(bytes(16), 1, capabilities=frozenset(capabilities)), self.now)
         self.look()
@@ -77,6 +79,7 @@ class One:
         busy = dict.fromkeys(self.cpus, 1.0)
         fields = {"cpu_busy_seconds": busy, "memory_total_bytes": total, "refaults": self.refaults}
         fields |= {"memory_available_bytes": total - self.used_bytes, "memory_some_us": self.memory_some_us}
+        fields |= {"runnable": self.runnable, "cpu_some_us": round(self.now * 1e6) if self.runnable else 0}
         sample = sample_of(**fields, memory_free_bytes=min(self.free_bytes, total - self.used_bytes))
         self.machine.on_sample(sample, self.now)
 
@@ -94,10 +97,13 @@ class One:
             actions = self.machine.next_actions(self.now)
             done += actions
             if of(Rescan, actions):
-                actions = self.look()
-                done += actions
+                more = self.look()
+                actions = [*actions, *more]
+                done += more
             elif of(TakeSample, actions):
                 self.sample()
+            for message in said(Demand, actions):
+                self.demand = message
             for op in hooks(actions) if self.hooks_say is not None else []:
                 self.machine.on_result(HandResult(op, HandStatus.OK, state=self.hooks_say), self.now)
         return done
@@ -115,6 +121,10 @@ class One:
                 (self.blocks.discard if op.target is BlockTarget.OFFLINE else self.blocks.add)(op.index)
         self.machine.on_result(HandResult(op, status, number, 0.01), self.now)
         return self.step()
+
+    def needed_millicores(self) -> int:
+        assert self.demand is not None
+        return self.demand.needed.cpu_millicores
 
     def hooked(self, op: HookOp, word: str, status: HandStatus = HandStatus.OK) -> list[Action]:
         """The hooks answer."""

@@ -295,3 +295,20 @@ def test_an_impossible_order_is_answered_and_nothing_goes_below_the_floor() -> N
     one.order(huge)
     [ack] = said(Ack, one.step(SETTINGS.grant_answer_seconds + 0.1))
     assert (ack.status, ack.achieved) == (AckStatus.PARTIAL, 8 * BLOCK)
+
+
+def test_what_hooks_do_themselves_is_no_load_of_the_guest() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = "done"
+    one.order(grant(Kind.CPU, 2000))  # there are hooks
+    one.hooks_say = None
+    [op] = hooks(one.order(reclaim(Kind.CPU, 1000, 2, 2)))
+    one.runnable = 9
+    for _ in range(8):
+        one.step(0.25)
+    assert one.needed_millicores() <= 2000
+    one.hooked(op, "done")
+    for _ in range(12):
+        one.step(0.25)
+    assert one.needed_millicores() == 9000, "a load that goes on is one"

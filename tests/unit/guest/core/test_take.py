@@ -103,3 +103,10 @@ def test_the_ratio_holds_on_each_numa_node() -> None:
     ops = take.blocks_to_online(Inventory(block_bytes=BLOCK, blocks=blocks, zones=zones), 6 * BLOCK, ())
     targets = [op.target for op in ops]
     assert targets == [BlockTarget.ONLINE_KERNEL, *[BlockTarget.ONLINE_MOVABLE] * 4, BlockTarget.ONLINE_KERNEL]
+
+
+def test_blocks_that_are_on_their_way_count_for_the_zones() -> None:
+    inventory = memory(1, 8, kernel=BLOCK, movable=0)
+    under_way = [BlockOp(index, BlockTarget.ONLINE_MOVABLE) for index in (1, 2, 3, 4)]
+    [op] = take.blocks_to_online(inventory, 6 * BLOCK, {1, 2, 3, 4}, under_way)
+    assert op == BlockOp(5, BlockTarget.ONLINE_KERNEL), "four movable ones for one of the kernel's are enough"
