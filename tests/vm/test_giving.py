@@ -51,7 +51,7 @@ while begun is None or time.monotonic() - begun < seconds:
         if begun is None and free < 2 * left:
             begun = time.monotonic()
             open(out + "-begun", "w").close()
-    keep = left if meminfo("MemTotal:") >= total else 128  # it is not to be killed before it has it all
+    keep = left if meminfo("MemTotal:") >= total else 40  # it is not to be killed before it has it all
     if free > keep:
         pieces.append(bytearray(b"Z") * (min(6, free - keep) << 20))
     time.sleep(0.05)

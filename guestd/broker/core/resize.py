@@ -216,9 +216,10 @@ class Resizer:
         offered = max(round_up(max(ack.achieved, track.amount), guest.unit(kind)), guest.least(kind))
         if ack.status is not AckStatus.DONE:
             track.counters.refusals += 1
+            later = f"; {kind.show(ack.later_amount)} in {ack.retry_after_seconds:.0f} s" if ack.later_amount else ""
             self.log(
                 guest, kind, f"asked down to {kind.show(track.amount)}, guest can do "
-                f"{kind.show(ack.achieved)}: {ack.refusal} {ack.text}"
+                f"{kind.show(ack.achieved)}: {ack.refusal} {ack.text}{later}"
             )  # fmt: skip
         if kind is Kind.CPU and guest.bounded:  # its CPU time is the host's to give, whatever is online
             offered = track.amount

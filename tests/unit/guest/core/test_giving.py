@@ -114,10 +114,10 @@ def test_hooks_are_asked_before_anything_is_taken() -> None:
     one.welcome()
     one.hooks_say = None
     actions = one.order(reclaim(Kind.CPU, 1000))
-    assert hooks(actions) == [HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 60)]
+    assert hooks(actions) == [HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 30)]
     assert ops(actions) == []
     assert hooks(one.step(0.5)) == [], "they are asked once"
-    done = one.hooked(HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 60), "done")
+    done = one.hooked(HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 30), "done")
     assert ops(done) == [CpuOp(1, False)]
 
 
@@ -171,7 +171,7 @@ def test_hooks_that_are_still_at_it_do_not_keep_the_broker_waiting() -> None:
     assert (ack.status, ack.later_amount) == (AckStatus.REFUSED, 1000)
     assert "still at it" in ack.text
     # Their answer is known when the broker asks again.
-    one.hooked(HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 60), "done")
+    one.hooked(HookOp(HookEvent.BEFORE_SHRINK, Kind.CPU, 2000, 1000, 30), "done")
     actions = one.order(reclaim(Kind.CPU, 1000, 2, 2))
     assert hooks(actions) == []
     assert ops(actions) == [CpuOp(1, False)]
@@ -195,7 +195,7 @@ def test_hooks_hear_of_more_when_it_is_there_and_only_of_whole_steps() -> None:
     one.hooks_say = "done"
     actions = one.order(grant(Kind.CPU, 2000))
     assert hooks(actions) == [], "it is not there yet"
-    assert hooks(one.result(CpuOp(1, True))) == [HookOp(HookEvent.AFTER_GROW, Kind.CPU, 0, 2000, 60)]
+    assert hooks(one.result(CpuOp(1, True))) == [HookOp(HookEvent.AFTER_GROW, Kind.CPU, 0, 2000, 30)]
     assert hooks(one.order(grant(Kind.CPU, 1400, 2, 2))) == [], "still two vCPUs"
 
 
@@ -209,7 +209,7 @@ def test_a_shrink_that_stops_short_is_told_as_a_grow() -> None:
     actions = one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 2, 2))
     assert [op.after for op in hooks(actions)] == [2 * BLOCK]
     actions = one.order(grant(Kind.MEMORY, 7 * BLOCK, 3, 3))
-    assert hooks(actions) == [HookOp(HookEvent.AFTER_GROW, Kind.MEMORY, 2 * BLOCK, 7 * BLOCK, 60)]
+    assert hooks(actions) == [HookOp(HookEvent.AFTER_GROW, Kind.MEMORY, 2 * BLOCK, 7 * BLOCK, 30)]
 
 
 def test_hooks_hear_that_a_burst_ends() -> None:
