@@ -5,7 +5,8 @@ The law:
 1. They hear of whole steps: a vCPU, a memory block. `told` is the amount that they heard of last.
 2. One run per kind at a time; what comes meanwhile is told afterwards.
 3. Before a shrink they may say no (veto) or not yet (wait). A veto holds for a while, "not yet" for as long as it says;
-   then they are asked again. Failing is no veto.
+   then they are asked again. Failing is no veto. Agreeing holds until it was of use, in case the broker's time was over
+   before they answered.
 4. What they do themselves is no load of the guest: while they run, for `_OWN_LOAD_SECONDS` at most, tasks that wait
    for a CPU are not taken to need one. Else a shrink would be undone by asking about it.
 5. A shrink that did not come to what they were told is told as a grow. At the start they are told once what there
@@ -21,6 +22,7 @@ from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU
 
 _VETO_SECONDS = 10.0
+_AGREED_SECONDS = 90.0  # longer than a broker waits before it asks again
 _OWN_LOAD_SECONDS = 5.0
 _SETTLE_SECONDS = 1.0  # what they started is over a little later
 _LONGEST_WAIT_SECONDS = 600.0
@@ -37,11 +39,13 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """Their last word on a shrink: from whom, and until when it holds."""
+    """Their last word on a shrink: from whom, and until when it holds; from which amount to which."""
 
     verdict: Verdict
     name: str = ""
     until: float = 0.0
+    before: int = 0
+    after: int = 0
 
 
 class Hooks:
@@ -66,7 +70,7 @@ class Hooks:
         said = self._said.get(kind)
         if kind in self._running:
             return Said(Verdict.ASKED)
-        if said is not None and now < said.until:
+        if said is not None and now < said.until and (said.verdict is not Verdict.GO or after >= said.after):
             return said
         return Said(Verdict.ASKED if _steps(after, self.told.get(kind, before), step) < 0 else Verdict.GO)
 
@@ -80,6 +84,9 @@ class Hooks:
         """How to tell them that there is more than they know of, if there is."""
         if kind in self._running or _steps(amount, self.told.get(kind, 0), step) <= 0:
             return None
+        said = self._said.get(kind)
+        if said is not None and said.verdict is Verdict.GO and now < said.until and amount <= said.before:
+            return None  # what they agreed to is still to come
         before, self.told[kind] = self.told.get(kind, 0), amount
         return self._run(HookOp(HookEvent.AFTER_GROW, kind, before, amount, round(self._seconds)), now)
 
@@ -122,6 +129,11 @@ class Hooks:
             self._said[op.kind] = Said(Verdict.WAIT, name, now + wait)
         else:
             self.told[op.kind] = op.after
+            self._said[op.kind] = Said(Verdict.GO, "", now + _AGREED_SECONDS, op.before, op.after)
+
+    def agreed_in_time(self, kind: Kind) -> None:
+        """What they agreed to is being done, or cannot be: their word was of use."""
+        self._said.pop(kind, None)
 
     def reasons(self) -> list[Reason]:
         """What went wrong with them, in words."""

@@ -319,6 +319,8 @@ class GuestMachine:
         current.answer = answer
         if answer.refusal is not None:
             self._count(answer.refusal)
+        if isinstance(order, Reclaim) and answer.refusal is not RefusalReason.VETO:
+            self._state.hooks.agreed_in_time(order.kind)
         if isinstance(order, Reclaim) and answer.status is not AckStatus.REFUSED:
             self._state.orders.granted[order.kind] = answer.achieved
         self._say(answer)

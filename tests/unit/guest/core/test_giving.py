@@ -312,3 +312,21 @@ def test_what_hooks_do_themselves_is_no_load_of_the_guest() -> None:
     for _ in range(12):
         one.step(0.25)
     assert one.needed_millicores() == 9000, "a load that goes on is one"
+
+
+def test_what_hooks_agreed_to_too_late_holds_for_the_next_time() -> None:
+    """The grant in between is no news to them, or they would be asked for ever."""
+    one = One(blocks=8)
+    one.welcome()
+    one.hooks_say = "done"
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.hooks_say = None
+    [op] = hooks(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=5)))
+    [ack] = said(Ack, one.step(4.5))
+    assert ack.refusal is RefusalReason.VETO
+    one.order(grant(Kind.MEMORY, 8 * BLOCK, 3, 3))
+    actions = one.hooked(op, "failed:10-hang", HandStatus.FAILED)
+    assert hooks(actions) == []
+    actions = one.step(20.0) + one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 4, 4))
+    assert hooks(actions) == []
+    assert said(Ack, actions)[-1].status is AckStatus.DONE
