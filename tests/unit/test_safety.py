@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HELPER = ROOT / "guestd" / "guest" / "helper.py"
+HELPER = ROOT / "guestd" / "guest" / "helper" / "work.py"
 PSI = ROOT / "guestd" / "guest" / "psi.py"
 """Opens PSI triggers, files in /proc/pressure that are written to be told of something."""
 CGROUP_FILES = ROOT / "guestd" / "broker" / "cgroup" / "files.py"

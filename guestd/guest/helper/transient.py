@@ -79,7 +79,7 @@ def _spawn(command: list[str], output: Output, gives_up_at: float) -> int:
     :raise OSError: When it cannot be started.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.set_blocking(writing, True)
         pid = os.posix_spawn(
