@@ -26,10 +26,11 @@ def may_shrink(
     if guest.why_fixed(now, stale_seconds) is not None or guest.demand is None:
         return False
     amount = shrink_amount(guest, track)
+    least = round_up(guest.bounds(track.kind)[0], guest.unit(track.kind))
     return (
         not (track.kind is Kind.MEMORY and guest.demand.under_memory_pressure)
         and amount < track.reserved
-        and not (amount > guest.bounds(track.kind)[0] and is_slight(guest, track, track.reserved - amount, plenty))
+        and not (amount > least and is_slight(guest, track, track.reserved - amount, plenty))
         and track.in_budget(now, timing, shrinking=True)
     )
 

@@ -770,6 +770,13 @@ def test_while_there_is_plenty_memory_goes_back_by_a_quarter_or_down_to_the_mini
     assert reclaim(small.demand(memory=BOOT)).amount == BOOT, "the minimum"
 
 
+def test_a_minimum_that_is_no_whole_block_is_reached_as_well() -> None:
+    one = One().grown(1, BOOT + 3 * BLOCK)
+    odd = Resources(1000, BOOT + BLOCK + BLOCK // 2)
+    one.machine.set_limits("a", Limits(odd, Resources(4000, 2560 * MIB)))
+    assert reclaim(one.demand(memory=BOOT)).amount == BOOT + 2 * BLOCK
+
+
 def test_where_memory_is_scarce_every_block_counts() -> None:
     one = One(HostCapacity(Resources(8000, 2 * GIB + BLOCK))).grown(1, 2 * GIB)
     assert reclaim(one.demand(memory=2 * GIB - BLOCK)).amount == 2 * GIB - BLOCK
