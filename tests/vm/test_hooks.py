@@ -130,24 +130,18 @@ async def test_reclaim_and_compact_work_in_the_sandbox(alone: Host) -> None:
 
 
 async def test_a_reclaim_of_everything_leaves_the_daemon_its_memory(alone: Host) -> None:
-    """And without the unit's and the slice's MemoryMin it does not: then each of its steps would wait for the disk."""
     await alone.shell(VM, "systemctl start guestd")
     await alone.until("guestd is served", lambda look: look.views[VM].connected)
-    reclaim = "echo 400M > /sys/fs/cgroup/memory.reclaim; cat /sys/fs/cgroup/guestd.slice/guestd.service/memory.current"
-    units = "guestd.service guestd.slice"
+    slice_ = "/sys/fs/cgroup/guestd.slice"
+    minimums = await alone.shell(VM, f"cat {slice_}/memory.min {slice_}/guestd.service/memory.min")
+    assert minimums.split() == [str(64 * MIB)] * 2, "protected only where each level of the tree says so"
     await alone.shell(VM, "find /usr/lib -type f -exec cat {} + > /dev/null")
-    before = int(await alone.shell(VM, "cat /sys/fs/cgroup/guestd.slice/guestd.service/memory.current"))
+    before = int(await alone.shell(VM, f"cat {slice_}/guestd.service/memory.current"))
+    reclaim = f"echo 400M > /sys/fs/cgroup/memory.reclaim; cat {slice_}/guestd.service/memory.current"
     protected = int(await alone.shell(VM, f"{reclaim} 2> /dev/null"))
-    # Not protected any more, it has it back in a moment: what the daemon itself needs of it meanwhile.
-    try:
-        await alone.shell(VM, f"for unit in {units}; do systemctl set-property --runtime $unit MemoryMin=0; done")
-        bare = int(await alone.shell(VM, f"{reclaim} 2> /dev/null"))
-    finally:
-        await alone.shell(VM, f"for unit in {units}; do systemctl set-property --runtime $unit MemoryMin=64M; done")
-    print(f"guestd.service: {before // MIB} MiB, protected {protected // MIB} MiB, bare {bare // MIB} MiB")
+    print(f"guestd.service: {before // MIB} MiB, {protected // MIB} MiB after a reclaim of all that there was")
     assert before < 64 * MIB
     assert protected > 0.9 * before
-    assert bare < 0.8 * before
 
 
 async def test_a_hook_is_outside_the_sandbox(alone: Host) -> None:
@@ -242,7 +236,7 @@ async def test_hooks_hear_of_grows_and_shrinks(host: Host) -> None:
         for event in ("after-grow", "before-shrink")
         for kind in ("cpu", "memory")
     }
-    assert any(one["GUESTD_VCPUS_AFTER"] == "3" for one in by["after-grow", "cpu"])
+    assert any(int(one["GUESTD_VCPUS_AFTER"]) >= 3 for one in by["after-grow", "cpu"])
     assert by["before-shrink", "cpu"][-1]["GUESTD_AFTER"] == "1000"
     assert by["before-shrink", "cpu"][-1]["GUESTD_VCPUS_AFTER"] == "1"
     assert any(MINIMUM < int(one["GUESTD_AFTER"]) <= peak for one in by["after-grow", "memory"])
