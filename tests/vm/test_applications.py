@@ -254,7 +254,7 @@ async def test_a_veto_holds_a_shrink_until_it_is_lifted(apps: Apps) -> None:
     # The image's builder says that PostgreSQL shall never be left with less than 1.7 GiB.
     await apps.shell(f"sed -i 's/^SYSTEM_KIB=131072/SYSTEM_KIB=1610612/' {HOOKS}/50-postgresql")
     log_before = len(host.broker_log)
-    grow = await host.python(VM, loads.GROW, 1152, 100, 1000, "/dev/null")
+    grow = await host.python(VM, loads.GROW, 1408, 100, 1000, "/dev/null")
     async with host.load(VM, grow):
         await host.until("grown", grown, GROW_SECONDS)
         high = await apps.until_session("grown")
