@@ -218,7 +218,7 @@ async def test_a_load_begins_while_memory_is_given_back(host: Host) -> None:
 
 async def test_a_vm_that_is_full_at_its_maximum(host: Host) -> None:
     machine = host.machines[PAGES]
-    full = await host.python(PAGES, FULL, 8, 45, 2300, "/run/vm-test/full")
+    full = await host.python(PAGES, FULL, 24, 45, 2300, "/run/vm-test/full")
     kills = await machine.oom_kills()
     async with host.load(PAGES, full):
         begun = time.monotonic()
