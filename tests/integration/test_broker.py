@@ -60,6 +60,7 @@ async def test_a_vm_follows_its_load_over_the_wire(rig: BrokerRig) -> None:
     guest.load.tasks, guest.load.memory_bytes = 0.1, 120 * MIB
     await eventually(lambda: guest.has(1, MIN_MEMORY), "back at the minimum")
     await eventually(lambda: rig.reserved("a") == Resources(1000, MIN_MEMORY), "the book agrees")
+    assert guest.kernel.online_cpus == {0}
 
 
 async def test_a_broker_that_restarts_on_its_journal_changes_nothing(rig: BrokerRig) -> None:

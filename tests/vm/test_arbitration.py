@@ -75,6 +75,9 @@ async def test_parked_vcpus_stay_plugged_and_come_back_at_once(host: Host) -> No
     async with host.busy(VM, 2):
         parked = await host.until("2 CPUs again", lambda look: look.views[VM].resource(Kind.CPU).onlined == 2000)
         await asyncio.sleep(2)
+        look = await host.look()
+        assert look.held[VM].vcpus == 2
+        assert look.views[VM].resource(Kind.CPU).reserved == 2000
     await rests(host, 60)
     print(f"second CPU online after {plugged:.2f} s by plugging, after {parked:.2f} s from parking")
 

@@ -112,6 +112,8 @@ async def test_a_vm_that_says_nothing_is_looked_at_now_and_then(monkeypatch: pyt
     await rig.worker.start()
     await rig.until(lambda: len(rig.states) >= 3)
     await rig.worker.close()
+    assert rig.vm.requests == [], "it was looked at, and nothing else"
+    assert not rig.failures
 
 
 async def test_an_event_makes_it_look(rig: Rig) -> None:

@@ -221,7 +221,9 @@ async def test_slow_hands_do_not_stop_the_rest(rig: Rig, broker: Broker) -> None
     await until(lambda: broker.heard)
     before = rig.samples
     await until(lambda: rig.samples >= before + 3, 0.95)
+    assert not broker.of(Ack), "the hands are still at it"
     await until(lambda: broker.of(Ack))
+    assert rig.kernel.online_cpus == {0, 1}
 
 
 async def test_hotplug_makes_it_look_at_once(rig: Rig, broker: Broker) -> None:
@@ -229,8 +231,10 @@ async def test_hotplug_makes_it_look_at_once(rig: Rig, broker: Broker) -> None:
     broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.MEMORY, GIB))
     await until(lambda: broker.heard)
     await rig.vm.request_memory(GIB)
+    scans = rig.scans
     rig.daemon.on_hotplug()
     await until(lambda: rig.kernel.online_blocks == set(range(8)), 0.4)
+    assert rig.scans > scans
 
 
 async def test_pressure_makes_it_sample_at_once(rig: Rig) -> None:
@@ -239,6 +243,7 @@ async def test_pressure_makes_it_sample_at_once(rig: Rig) -> None:
     before = rig.samples
     rig.daemon.on_pressure()
     await until(lambda: rig.samples > before, 0.15)
+    assert rig.scans == 1, "a look at the load is no look at CPUs and blocks"
 
 
 async def test_a_load_that_cannot_be_read_is_counted_said_seldom_and_kept_to_itself(
@@ -299,6 +304,8 @@ async def test_it_comes_back_when_the_broker_does(rig: Rig, root: Path) -> None:
     for _ in range(2):
         broker, server = await serve(root)
         await until(lambda broker=broker: broker.of(Demand))
+        assert broker.streams == 1
+        assert broker.of(Demand)[0].sequence == 1, "each stream counts anew"
         broker.out.put_nowait(None)
         await server.stop(0)
 

@@ -242,6 +242,7 @@ async def test_an_index_that_jumps_stops_the_device(device: VsockDevice, guest: 
     guest.rings[TX].offer(0)
     guest.kick(TX)
     await settled(lambda: device.fault is not None)
+    assert device.fault == "501 chains offered in a ring of 16"
 
 
 async def test_short_packets_and_wrong_lengths_are_dropped(device: VsockDevice, guest: FakeGuest) -> None:

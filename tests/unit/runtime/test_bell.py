@@ -40,4 +40,5 @@ async def test_a_waiter_that_gave_up_is_not_rung_for() -> None:
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     bell.ring()
-    await asyncio.wait_for(bell.wait(), 1)
+    assert waiting.cancelled()
+    await asyncio.wait_for(bell.wait(), 1)  # the ring is kept for who waits next

@@ -101,6 +101,7 @@ async def test_a_removal_that_is_under_way_or_done_is_a_success(
     plugged(server, 1)
     server.answers["device_del"] = answer
     await driver.request_vcpus(1)
+    assert [command for command, _ in server.changes()] == ["device_del"], "asked for once, and taken for an answer"
 
 
 async def test_memory_above_boot_is_virtio_mem_in_whole_blocks(server: ScriptedQmp, driver: Vm) -> None:
