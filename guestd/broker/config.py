@@ -14,6 +14,16 @@ from typing import Any, Literal
 import msgspec
 
 from guestd.broker.core.ledger import HostCapacity, admit
+from guestd.broker.outlets import (
+    HistoryTable,
+    LogTable,
+    MetricsTable,
+    MonitorTable,
+    Outlets,
+    RecordTable,
+    WebTable,
+    outlets,
+)
 from guestd.model.errors import AdmissionError, ConfigError
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, parse_cpus, parse_size
@@ -26,6 +36,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path without its final 0
 
 Amount = int | float | str
+Mode = Literal["serve", "observe"]
+"""Whether decisions are carried out, or only recorded and shown."""
 
 
 class HostTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,6 +61,7 @@ class BrokerTable(msgspec.Struct, forbid_unknown_fields=True):
     run_dir: str = "/run/guestd-broker"
     port: int = DEFAULT_PORT
     heartbeat_seconds: float = 30.0
+    mode: Mode = "serve"
 
 
 class LimitsTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,6 +87,7 @@ class GuestTable(msgspec.Struct, forbid_unknown_fields=True):
     vsock_path: str | None = None
     vsock_privileged_ports: bool = False
     park_cpus: bool = False
+    mode: Mode = "serve"
 
 
 class FileTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -82,6 +96,12 @@ class FileTable(msgspec.Struct, forbid_unknown_fields=True):
     host: HostTable = msgspec.field(default_factory=HostTable)
     broker: BrokerTable = msgspec.field(default_factory=BrokerTable)
     guests: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+    monitor: MonitorTable = msgspec.field(default_factory=MonitorTable)
+    metrics: MetricsTable = msgspec.field(default_factory=MetricsTable)
+    web: WebTable = msgspec.field(default_factory=WebTable)
+    record: RecordTable = msgspec.field(default_factory=RecordTable)
+    history: HistoryTable = msgspec.field(default_factory=HistoryTable)
+    log: LogTable = msgspec.field(default_factory=LogTable)
 
 
 class GuestConfig(msgspec.Struct, frozen=True):
@@ -98,6 +118,7 @@ class GuestConfig(msgspec.Struct, frozen=True):
     vsock_privileged_ports: bool = False
     origin: str = ""
     park_cpus: bool = False
+    observe: bool = False
 
 
 class BrokerConfig(msgspec.Struct, frozen=True):
@@ -110,6 +131,8 @@ class BrokerConfig(msgspec.Struct, frozen=True):
     heartbeat_seconds: float
     guests: dict[str, GuestConfig]
     cpu_bandwidth: bool = True
+    observe: bool = False  # all guests, whatever their own tables say
+    outlets: Outlets = Outlets()
 
 
 def load(path: Path) -> BrokerConfig:
@@ -154,6 +177,8 @@ def load(path: Path) -> BrokerConfig:
         broker.heartbeat_seconds,
         guests,
         table.host.cpu_bandwidth == "auto",
+        broker.mode == "observe",
+        outlets(str(path), table.monitor, table.metrics, table.web, table.record, table.history, table.log),
     )
 
 
@@ -214,6 +239,7 @@ def _guest(source: str, name: str, data: dict[str, Any]) -> GuestConfig:
         table.vsock_privileged_ports,
         source,
         table.park_cpus,
+        table.mode == "observe",
     )
     for problem in problems(config):
         raise ConfigError(source, key, None, problem)

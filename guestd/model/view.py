@@ -98,6 +98,7 @@ class GuestView:
     protocol_errors: int = 0
     revision: int = 0
     degraded: str = ""
+    observed: bool = False  # decided about and shown, never touched
 
     def resource(self, kind: Kind) -> ResourceView:
         """The resource of that kind; all amounts 0 when the broker did not tell."""

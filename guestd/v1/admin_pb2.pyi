@@ -8,8 +8,10 @@ ResumeGuest, ResetLimits) may be repeated; AddGuest of the same guest fails with
 RemoveGuest of one that is gone with NOT_FOUND.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from guestd.v1 import common_pb2 as _common_pb2
 from guestd.v1 import monitor_pb2 as _monitor_pb2
 import builtins as _builtins
@@ -404,3 +406,110 @@ class ResumeGuestResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeGuestResponse: _TypeAlias = ResumeGuestResponse  # noqa: Y015
+
+@_typing.final
+class ReclaimGuestRequest(_message.Message):
+    """From whom to take what."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CPU_MILLICORES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    cpu_millicores: _builtins.int
+    """Millicores, at most so many; 0 for no CPU, unset for all that is spare."""
+    memory_bytes: _builtins.int
+    """Bytes, at most so many; 0 for no memory, unset for all that is spare."""
+    dry_run: _builtins.bool
+    """Only say what would be asked."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        cpu_millicores: _builtins.int | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_millicores", b"_cpu_millicores", "_memory_bytes", b"_memory_bytes", "cpu_millicores", b"cpu_millicores", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_millicores", b"_cpu_millicores", "_memory_bytes", b"_memory_bytes", "cpu_millicores", b"cpu_millicores", "dry_run", b"dry_run", "memory_bytes", b"memory_bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_millicores: _TypeAlias = _typing.Literal["cpu_millicores"]  # noqa: Y015
+    _WhichOneofArgType__cpu_millicores: _TypeAlias = _typing.Literal["_cpu_millicores", b"_cpu_millicores"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_millicores) -> _WhichOneofReturnType__cpu_millicores | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+
+Global___ReclaimGuestRequest: _TypeAlias = ReclaimGuestRequest  # noqa: Y015
+
+@_typing.final
+class ReclaimedResource(_message.Message):
+    """What one kind comes to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    kind: _common_pb2.ResourceKind.ValueType
+    """Which kind."""
+    reserved: _builtins.int
+    """Charged to it now. Millicores or bytes."""
+    goal: _builtins.int
+    """What it is (or would be) asked to go down to; the same when nothing is spare."""
+    @_builtins.property
+    def reason(self) -> _common_pb2.Reason:
+        """Why no further, in words."""
+
+    def __init__(
+        self,
+        *,
+        kind: _common_pb2.ResourceKind.ValueType = ...,
+        reserved: _builtins.int = ...,
+        goal: _builtins.int = ...,
+        reason: _common_pb2.Reason | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "kind", b"kind", "reason", b"reason", "reserved", b"reserved"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReclaimedResource: _TypeAlias = ReclaimedResource  # noqa: Y015
+
+@_typing.final
+class ReclaimGuestResponse(_message.Message):
+    """What was asked, or would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReclaimedResource]:
+        """CPU and memory, in this order."""
+
+    @_builtins.property
+    def guest(self) -> _monitor_pb2.Guest:
+        """The guest now."""
+
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[Global___ReclaimedResource] | None = ...,
+        guest: _monitor_pb2.Guest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReclaimGuestResponse: _TypeAlias = ReclaimGuestResponse  # noqa: Y015

@@ -65,6 +65,11 @@ class AdminServiceStub(object):
                 request_serializer=guestd_dot_v1_dot_admin__pb2.ResumeGuestRequest.SerializeToString,
                 response_deserializer=guestd_dot_v1_dot_admin__pb2.ResumeGuestResponse.FromString,
                 _registered_method=True)
+        self.ReclaimGuest = channel.unary_unary(
+                '/guestd.v1.AdminService/ReclaimGuest',
+                request_serializer=guestd_dot_v1_dot_admin__pb2.ReclaimGuestRequest.SerializeToString,
+                response_deserializer=guestd_dot_v1_dot_admin__pb2.ReclaimGuestResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -118,6 +123,15 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReclaimGuest(self, request, context):
+        """Asks the guest now for what it holds and does not need, without waiting for the usual pauses; never below
+        what it needs or its minimum. With dry_run only says what would be asked. May be repeated.
+        Fails with NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (why nothing can be decided about it now).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -150,6 +164,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ResumeGuest,
                     request_deserializer=guestd_dot_v1_dot_admin__pb2.ResumeGuestRequest.FromString,
                     response_serializer=guestd_dot_v1_dot_admin__pb2.ResumeGuestResponse.SerializeToString,
+            ),
+            'ReclaimGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReclaimGuest,
+                    request_deserializer=guestd_dot_v1_dot_admin__pb2.ReclaimGuestRequest.FromString,
+                    response_serializer=guestd_dot_v1_dot_admin__pb2.ReclaimGuestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -315,6 +334,33 @@ class AdminService(object):
             '/guestd.v1.AdminService/ResumeGuest',
             guestd_dot_v1_dot_admin__pb2.ResumeGuestRequest.SerializeToString,
             guestd_dot_v1_dot_admin__pb2.ResumeGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReclaimGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guestd.v1.AdminService/ReclaimGuest',
+            guestd_dot_v1_dot_admin__pb2.ReclaimGuestRequest.SerializeToString,
+            guestd_dot_v1_dot_admin__pb2.ReclaimGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,11 @@ class AdminServiceStub:
     """Leaves the VM as it is until ResumeGuest. Fails with NOT_FOUND."""
     ResumeGuest: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ResumeGuestRequest, _admin_pb2.ResumeGuestResponse]
     """Decides about the VM again. Fails with NOT_FOUND."""
+    ReclaimGuest: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReclaimGuestRequest, _admin_pb2.ReclaimGuestResponse]
+    """Asks the guest now for what it holds and does not need, without waiting for the usual pauses; never below
+    what it needs or its minimum. With dry_run only says what would be asked. May be repeated.
+    Fails with NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (why nothing can be decided about it now).
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -86,6 +91,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Leaves the VM as it is until ResumeGuest. Fails with NOT_FOUND."""
     ResumeGuest: _aio.UnaryUnaryMultiCallable[_admin_pb2.ResumeGuestRequest, _admin_pb2.ResumeGuestResponse]  # type: ignore[assignment]
     """Decides about the VM again. Fails with NOT_FOUND."""
+    ReclaimGuest: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReclaimGuestRequest, _admin_pb2.ReclaimGuestResponse]  # type: ignore[assignment]
+    """Asks the guest now for what it holds and does not need, without waiting for the usual pauses; never below
+    what it needs or its minimum. With dry_run only says what would be asked. May be repeated.
+    Fails with NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (why nothing can be decided about it now).
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Changes guests and their limits."""
@@ -146,5 +156,16 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ResumeGuestResponse, _abc.Awaitable[_admin_pb2.ResumeGuestResponse]]:
         """Decides about the VM again. Fails with NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def ReclaimGuest(
+        self,
+        request: _admin_pb2.ReclaimGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReclaimGuestResponse, _abc.Awaitable[_admin_pb2.ReclaimGuestResponse]]:
+        """Asks the guest now for what it holds and does not need, without waiting for the usual pauses; never below
+        what it needs or its minimum. With dry_run only says what would be asked. May be repeated.
+        Fails with NOT_FOUND, INVALID_ARGUMENT, FAILED_PRECONDITION (why nothing can be decided about it now).
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

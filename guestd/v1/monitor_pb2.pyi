@@ -110,6 +110,82 @@ RESIZE_PHASE_UNPLUGGING: ResizePhase.ValueType  # 4
 """The hypervisor is taking some back."""
 Global___ResizePhase: _TypeAlias = ResizePhase  # noqa: Y015
 
+class _EventCode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EventCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EventCode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVENT_CODE_UNSPECIFIED: _EventCode.ValueType  # 0
+    """One that this reader does not know."""
+    EVENT_CODE_GROWING: _EventCode.ValueType  # 1
+    """A grow began."""
+    EVENT_CODE_GROWN: _EventCode.ValueType  # 2
+    """A grow came out whole."""
+    EVENT_CODE_ASKING: _EventCode.ValueType  # 3
+    """The guest was asked to give some back."""
+    EVENT_CODE_SHRINKING: _EventCode.ValueType  # 4
+    """The hypervisor or the quota takes some back, with no need to ask."""
+    EVENT_CODE_SHRUNK: _EventCode.ValueType  # 5
+    """A shrink came out whole."""
+    EVENT_CODE_REFUSED: _EventCode.ValueType  # 6
+    """The guest refused, or gave only a part."""
+    EVENT_CODE_ENDED_SHORT: _EventCode.ValueType  # 7
+    """A resize ended short of what was asked."""
+    EVENT_CODE_OVERDUE: _EventCode.ValueType  # 8
+    """The guest holds more than it is to have, and did not answer in time."""
+    EVENT_CODE_FAILED: _EventCode.ValueType  # 9
+    """The hypervisor failed a request, or its answer was lost."""
+    EVENT_CODE_BURST: _EventCode.ValueType  # 10
+    """A burst began, is about to end, or is over."""
+    EVENT_CODE_WOULD: _EventCode.ValueType  # 11
+    """In observe mode: what would have been done."""
+    EVENT_CODE_VM: _EventCode.ValueType  # 12
+    """The VM's state changed."""
+    EVENT_CODE_CHANNEL: _EventCode.ValueType  # 13
+    """The guest daemon came or went."""
+    EVENT_CODE_OPERATOR: _EventCode.ValueType  # 14
+    """An operator changed something."""
+    EVENT_CODE_BROKER: _EventCode.ValueType  # 15
+    """The broker itself: started, reloaded, a store that is full."""
+
+class EventCode(_EventCode, metaclass=_EventCodeEnumTypeWrapper):
+    """What an event is about. New ones may come; a reader takes what it does not know as UNSPECIFIED."""
+
+EVENT_CODE_UNSPECIFIED: EventCode.ValueType  # 0
+"""One that this reader does not know."""
+EVENT_CODE_GROWING: EventCode.ValueType  # 1
+"""A grow began."""
+EVENT_CODE_GROWN: EventCode.ValueType  # 2
+"""A grow came out whole."""
+EVENT_CODE_ASKING: EventCode.ValueType  # 3
+"""The guest was asked to give some back."""
+EVENT_CODE_SHRINKING: EventCode.ValueType  # 4
+"""The hypervisor or the quota takes some back, with no need to ask."""
+EVENT_CODE_SHRUNK: EventCode.ValueType  # 5
+"""A shrink came out whole."""
+EVENT_CODE_REFUSED: EventCode.ValueType  # 6
+"""The guest refused, or gave only a part."""
+EVENT_CODE_ENDED_SHORT: EventCode.ValueType  # 7
+"""A resize ended short of what was asked."""
+EVENT_CODE_OVERDUE: EventCode.ValueType  # 8
+"""The guest holds more than it is to have, and did not answer in time."""
+EVENT_CODE_FAILED: EventCode.ValueType  # 9
+"""The hypervisor failed a request, or its answer was lost."""
+EVENT_CODE_BURST: EventCode.ValueType  # 10
+"""A burst began, is about to end, or is over."""
+EVENT_CODE_WOULD: EventCode.ValueType  # 11
+"""In observe mode: what would have been done."""
+EVENT_CODE_VM: EventCode.ValueType  # 12
+"""The VM's state changed."""
+EVENT_CODE_CHANNEL: EventCode.ValueType  # 13
+"""The guest daemon came or went."""
+EVENT_CODE_OPERATOR: EventCode.ValueType  # 14
+"""An operator changed something."""
+EVENT_CODE_BROKER: EventCode.ValueType  # 15
+"""The broker itself: started, reloaded, a store that is full."""
+Global___EventCode: _TypeAlias = EventCode  # noqa: Y015
+
 @_typing.final
 class GetHostRequest(_message.Message):
     """Asks for the host."""
@@ -504,6 +580,7 @@ class Guest(_message.Message):
     PROTOCOL_ERRORS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     DEGRADED_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The operator's name for it."""
     limits_origin: Global___LimitsOrigin.ValueType
@@ -532,6 +609,8 @@ class Guest(_message.Message):
     """Grows with each decision about it."""
     degraded: _builtins.str
     """What is wrong with it, in words; empty when all is well."""
+    observed: _builtins.bool
+    """Decided about, recorded and shown, but never touched: neither VM nor guest hear of it."""
     @_builtins.property
     def limits(self) -> _common_pb2.Limits:
         """Its limits now."""
@@ -568,13 +647,536 @@ class Guest(_message.Message):
         protocol_errors: _builtins.int = ...,
         revision: _builtins.int = ...,
         degraded: _builtins.str = ...,
+        observed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_last_seen_ago", b"_last_seen_ago", "last_seen_ago", b"last_seen_ago", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_seen_ago", b"_last_seen_ago", "agent_version", b"agent_version", "channel", b"channel", "connected", b"connected", "degraded", b"degraded", "demand_reasons", b"demand_reasons", "hostname", b"hostname", "kernel", b"kernel", "last_seen_ago", b"last_seen_ago", "limits", b"limits", "limits_origin", b"limits_origin", "limits_origin_detail", b"limits_origin_detail", "name", b"name", "paused", b"paused", "protocol_errors", b"protocol_errors", "resources", b"resources", "revision", b"revision", "vm_status", b"vm_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_seen_ago", b"_last_seen_ago", "agent_version", b"agent_version", "channel", b"channel", "connected", b"connected", "degraded", b"degraded", "demand_reasons", b"demand_reasons", "hostname", b"hostname", "kernel", b"kernel", "last_seen_ago", b"last_seen_ago", "limits", b"limits", "limits_origin", b"limits_origin", "limits_origin_detail", b"limits_origin_detail", "name", b"name", "observed", b"observed", "paused", b"paused", "protocol_errors", b"protocol_errors", "resources", b"resources", "revision", b"revision", "vm_status", b"vm_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__last_seen_ago: _TypeAlias = _typing.Literal["last_seen_ago"]  # noqa: Y015
     _WhichOneofArgType__last_seen_ago: _TypeAlias = _typing.Literal["_last_seen_ago", b"_last_seen_ago"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__last_seen_ago) -> _WhichOneofReturnType__last_seen_ago | None: ...
 
 Global___Guest: _TypeAlias = Guest  # noqa: Y015
+
+@_typing.final
+class DecisionInputs(_message.Message):
+    """What a decision about one kind of resource of one guest was made from. Millicores or bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEMAND_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    PLUGGED_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    EXPECTED_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    BURST_CREDIT_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
+    SCARCE_FIELD_NUMBER: _builtins.int
+    IDLE_TAX_PERMILLE_FIELD_NUMBER: _builtins.int
+    demand: _builtins.int
+    """What the guest said it needs."""
+    used: _builtins.int
+    """In use according to the guest."""
+    reserved: _builtins.int
+    """Charged to it."""
+    plugged: _builtins.int
+    """What the hypervisor had plugged."""
+    target: _builtins.int
+    """What the allocation gave it."""
+    expected: _builtins.int
+    """What it was likely to need soon."""
+    kept: _builtins.int
+    """What it had said it would not go below."""
+    burst_credit: _builtins.int
+    """Burst credit left, in resource x seconds."""
+    capacity: _builtins.int
+    """What the host had for all guests."""
+    free: _builtins.int
+    """What could be granted above minimums."""
+    scarce: _builtins.bool
+    """Some guest did not get what it needed and may have."""
+    idle_tax_permille: _builtins.int
+    """Tax on memory that is held and not used, 0..990; 0 for CPU."""
+    @_builtins.property
+    def limits(self) -> _common_pb2.Limits:
+        """Its limits then."""
+
+    def __init__(
+        self,
+        *,
+        demand: _builtins.int = ...,
+        used: _builtins.int = ...,
+        limits: _common_pb2.Limits | None = ...,
+        reserved: _builtins.int = ...,
+        plugged: _builtins.int = ...,
+        target: _builtins.int = ...,
+        expected: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        burst_credit: _builtins.int = ...,
+        capacity: _builtins.int = ...,
+        free: _builtins.int = ...,
+        scarce: _builtins.bool = ...,
+        idle_tax_permille: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst_credit", b"burst_credit", "capacity", b"capacity", "demand", b"demand", "expected", b"expected", "free", b"free", "idle_tax_permille", b"idle_tax_permille", "kept", b"kept", "limits", b"limits", "plugged", b"plugged", "reserved", b"reserved", "scarce", b"scarce", "target", b"target", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecisionInputs: _TypeAlias = DecisionInputs  # noqa: Y015
+
+@_typing.final
+class Event(_message.Message):
+    """One thing that happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Grows by one with each event, over restarts too."""
+    guest: _builtins.str
+    """The guest's name; empty for what concerns the host or the broker."""
+    kind: _common_pb2.ResourceKind.ValueType
+    """Which kind of resource; unspecified when it concerns none."""
+    code: Global___EventCode.ValueType
+    """What."""
+    text: _builtins.str
+    """A sentence with the numbers, for people."""
+    before: _builtins.int
+    """What was there before; 0 when that makes no sense."""
+    after: _builtins.int
+    """Where it leads, or what there is now."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def reason(self) -> _common_pb2.Reason:
+        """Why."""
+
+    @_builtins.property
+    def inputs(self) -> Global___DecisionInputs:
+        """What it was decided from; unset for what is no decision."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        guest: _builtins.str = ...,
+        kind: _common_pb2.ResourceKind.ValueType = ...,
+        code: Global___EventCode.ValueType = ...,
+        text: _builtins.str = ...,
+        before: _builtins.int = ...,
+        after: _builtins.int = ...,
+        reason: _common_pb2.Reason | None = ...,
+        inputs: Global___DecisionInputs | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "inputs", b"inputs", "reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "at", b"at", "before", b"before", "code", b"code", "guest", b"guest", "id", b"id", "inputs", b"inputs", "kind", b"kind", "reason", b"reason", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class ExplainGuestRequest(_message.Message):
+    """Asks why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """At that time, from what is recorded; unset for now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainGuestRequest: _TypeAlias = ExplainGuestRequest  # noqa: Y015
+
+@_typing.final
+class ResourceExplanation(_message.Message):
+    """Why one kind of resource of a guest is what it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    DEMAND_REASONS_FIELD_NUMBER: _builtins.int
+    TO_GET_MORE_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    kind: _common_pb2.ResourceKind.ValueType
+    """Which kind."""
+    summary: _builtins.str
+    """One sentence: what it has, and why."""
+    @_builtins.property
+    def reason(self) -> _common_pb2.Reason:
+        """The rule that decided."""
+
+    @_builtins.property
+    def inputs(self) -> Global___DecisionInputs:
+        """What it was decided from."""
+
+    @_builtins.property
+    def demand_reasons(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Reason]:
+        """The guest's own reasons for its demand."""
+
+    @_builtins.property
+    def to_get_more(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Reason]:
+        """What it would take to get more, most effective first; empty when it has all that it asks for."""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """What happened to it last, oldest first, at most 20."""
+
+    def __init__(
+        self,
+        *,
+        kind: _common_pb2.ResourceKind.ValueType = ...,
+        summary: _builtins.str = ...,
+        reason: _common_pb2.Reason | None = ...,
+        inputs: Global___DecisionInputs | None = ...,
+        demand_reasons: _abc.Iterable[_common_pb2.Reason] | None = ...,
+        to_get_more: _abc.Iterable[_common_pb2.Reason] | None = ...,
+        events: _abc.Iterable[Global___Event] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "reason", b"reason"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand_reasons", b"demand_reasons", "events", b"events", "inputs", b"inputs", "kind", b"kind", "reason", b"reason", "summary", b"summary", "to_get_more", b"to_get_more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceExplanation: _TypeAlias = ResourceExplanation  # noqa: Y015
+
+@_typing.final
+class ExplainGuestResponse(_message.Message):
+    """Why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    UNKNOWN_TIME_FIELD_NUMBER: _builtins.int
+    unknown_time: _builtins.bool
+    """Nothing is recorded of the time that was asked for."""
+    @_builtins.property
+    def guest(self) -> Global___Guest:
+        """The guest now."""
+
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResourceExplanation]:
+        """CPU and memory, in this order."""
+
+    def __init__(
+        self,
+        *,
+        guest: Global___Guest | None = ...,
+        resources: _abc.Iterable[Global___ResourceExplanation] | None = ...,
+        unknown_time: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "resources", b"resources", "unknown_time", b"unknown_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainGuestResponse: _TypeAlias = ExplainGuestResponse  # noqa: Y015
+
+@_typing.final
+class ListEventsRequest(_message.Message):
+    """Asks for what happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
+    guest: _builtins.str
+    """Only of this guest; empty for all."""
+    page_size: _builtins.int
+    """At most so many, 1..1000; 0 means 1000."""
+    page_token: _builtins.str
+    """next_page_token of the page before, empty for the first."""
+    newest: _builtins.bool
+    """The newest that match instead of the oldest; still oldest first. Without further pages."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Not before."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Before."""
+
+    def __init__(
+        self,
+        *,
+        guest: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        newest: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "newest", b"newest", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsRequest: _TypeAlias = ListEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListEventsResponse(_message.Message):
+    """A page of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+        """Oldest first."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___Event] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEventsResponse: _TypeAlias = ListEventsResponse  # noqa: Y015
+
+@_typing.final
+class WatchEventsRequest(_message.Message):
+    """Asks for what happens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GUEST_FIELD_NUMBER: _builtins.int
+    AFTER_ID_FIELD_NUMBER: _builtins.int
+    guest: _builtins.str
+    """Only of this guest; empty for all."""
+    after_id: _builtins.int
+    """Begin with what came after this event; 0 for what comes from now on."""
+    def __init__(
+        self,
+        *,
+        guest: _builtins.str = ...,
+        after_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_id", b"after_id", "guest", b"guest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEventsRequest: _TypeAlias = WatchEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchEventsResponse(_message.Message):
+    """One more event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    missed: _builtins.int
+    """How many were missed just before it because the reader was too slow."""
+    @_builtins.property
+    def event(self) -> Global___Event:
+        """The event."""
+
+    def __init__(
+        self,
+        *,
+        event: Global___Event | None = ...,
+        missed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "missed", b"missed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchEventsResponse: _TypeAlias = WatchEventsResponse  # noqa: Y015
+
+@_typing.final
+class GetHistoryRequest(_message.Message):
+    """Asks for a guest's past."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    MAX_POINTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    max_points: _builtins.int
+    """At most so many points, 1..2000; 0 means 300. Larger steps are taken until they suffice."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Not before; unset for an hour ago."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Before; unset for now."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        max_points: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_points", b"max_points", "name", b"name", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryRequest: _TypeAlias = GetHistoryRequest  # noqa: Y015
+
+@_typing.final
+class HistoryResource(_message.Message):
+    """One kind of resource in one step: the highest value of the step, millicores or bytes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    PLUGGED_FIELD_NUMBER: _builtins.int
+    USABLE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    kind: _common_pb2.ResourceKind.ValueType
+    """Which kind."""
+    demand: _builtins.int
+    """What the guest said it needs."""
+    reserved: _builtins.int
+    """Charged in the ledger: what it was granted."""
+    plugged: _builtins.int
+    """What the hypervisor had plugged."""
+    usable: _builtins.int
+    """What its programs could use."""
+    used: _builtins.int
+    """In use according to the guest."""
+    def __init__(
+        self,
+        *,
+        kind: _common_pb2.ResourceKind.ValueType = ...,
+        demand: _builtins.int = ...,
+        reserved: _builtins.int = ...,
+        plugged: _builtins.int = ...,
+        usable: _builtins.int = ...,
+        used: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["demand", b"demand", "kind", b"kind", "plugged", b"plugged", "reserved", b"reserved", "usable", b"usable", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistoryResource: _TypeAlias = HistoryResource  # noqa: Y015
+
+@_typing.final
+class HistoryPoint(_message.Message):
+    """One step."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """Where the step begins."""
+
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryResource]:
+        """CPU and memory, in this order."""
+
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        resources: _abc.Iterable[Global___HistoryResource] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HistoryPoint: _TypeAlias = HistoryPoint  # noqa: Y015
+
+@_typing.final
+class GetHistoryResponse(_message.Message):
+    """A guest's past."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def step(self) -> _duration_pb2.Duration:
+        """Length of a step."""
+
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryPoint]:
+        """By time; steps of which nothing is known are left out."""
+
+    def __init__(
+        self,
+        *,
+        step: _duration_pb2.Duration | None = ...,
+        points: _abc.Iterable[Global___HistoryPoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["points", b"points", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetHistoryResponse: _TypeAlias = GetHistoryResponse  # noqa: Y015

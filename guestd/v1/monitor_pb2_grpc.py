@@ -55,6 +55,26 @@ class MonitorServiceStub(object):
                 request_serializer=guestd_dot_v1_dot_monitor__pb2.WatchGuestsRequest.SerializeToString,
                 response_deserializer=guestd_dot_v1_dot_monitor__pb2.WatchGuestsResponse.FromString,
                 _registered_method=True)
+        self.ExplainGuest = channel.unary_unary(
+                '/guestd.v1.MonitorService/ExplainGuest',
+                request_serializer=guestd_dot_v1_dot_monitor__pb2.ExplainGuestRequest.SerializeToString,
+                response_deserializer=guestd_dot_v1_dot_monitor__pb2.ExplainGuestResponse.FromString,
+                _registered_method=True)
+        self.ListEvents = channel.unary_unary(
+                '/guestd.v1.MonitorService/ListEvents',
+                request_serializer=guestd_dot_v1_dot_monitor__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=guestd_dot_v1_dot_monitor__pb2.ListEventsResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/guestd.v1.MonitorService/WatchEvents',
+                request_serializer=guestd_dot_v1_dot_monitor__pb2.WatchEventsRequest.SerializeToString,
+                response_deserializer=guestd_dot_v1_dot_monitor__pb2.WatchEventsResponse.FromString,
+                _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/guestd.v1.MonitorService/GetHistory',
+                request_serializer=guestd_dot_v1_dot_monitor__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=guestd_dot_v1_dot_monitor__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class MonitorServiceServicer(object):
@@ -90,6 +110,36 @@ class MonitorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainGuest(self, request, context):
+        """Why a guest has what it has, what was decided about it, and what it would take to get more.
+        Fails with NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEvents(self, request, context):
+        """What happened, oldest first. The store is bounded: what is older than it is gone.
+        Fails with INVALID_ARGUMENT for a token that this broker never gave.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """What happens from now on, or after an event that was seen. A reader that is too slow is told how many it missed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_MonitorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +162,26 @@ def add_MonitorServiceServicer_to_server(servicer, server):
                     servicer.WatchGuests,
                     request_deserializer=guestd_dot_v1_dot_monitor__pb2.WatchGuestsRequest.FromString,
                     response_serializer=guestd_dot_v1_dot_monitor__pb2.WatchGuestsResponse.SerializeToString,
+            ),
+            'ExplainGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainGuest,
+                    request_deserializer=guestd_dot_v1_dot_monitor__pb2.ExplainGuestRequest.FromString,
+                    response_serializer=guestd_dot_v1_dot_monitor__pb2.ExplainGuestResponse.SerializeToString,
+            ),
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=guestd_dot_v1_dot_monitor__pb2.ListEventsRequest.FromString,
+                    response_serializer=guestd_dot_v1_dot_monitor__pb2.ListEventsResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=guestd_dot_v1_dot_monitor__pb2.WatchEventsRequest.FromString,
+                    response_serializer=guestd_dot_v1_dot_monitor__pb2.WatchEventsResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=guestd_dot_v1_dot_monitor__pb2.GetHistoryRequest.FromString,
+                    response_serializer=guestd_dot_v1_dot_monitor__pb2.GetHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -223,6 +293,114 @@ class MonitorService(object):
             '/guestd.v1.MonitorService/WatchGuests',
             guestd_dot_v1_dot_monitor__pb2.WatchGuestsRequest.SerializeToString,
             guestd_dot_v1_dot_monitor__pb2.WatchGuestsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guestd.v1.MonitorService/ExplainGuest',
+            guestd_dot_v1_dot_monitor__pb2.ExplainGuestRequest.SerializeToString,
+            guestd_dot_v1_dot_monitor__pb2.ExplainGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guestd.v1.MonitorService/ListEvents',
+            guestd_dot_v1_dot_monitor__pb2.ListEventsRequest.SerializeToString,
+            guestd_dot_v1_dot_monitor__pb2.ListEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/guestd.v1.MonitorService/WatchEvents',
+            guestd_dot_v1_dot_monitor__pb2.WatchEventsRequest.SerializeToString,
+            guestd_dot_v1_dot_monitor__pb2.WatchEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/guestd.v1.MonitorService/GetHistory',
+            guestd_dot_v1_dot_monitor__pb2.GetHistoryRequest.SerializeToString,
+            guestd_dot_v1_dot_monitor__pb2.GetHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

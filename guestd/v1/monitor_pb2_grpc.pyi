@@ -43,6 +43,18 @@ class MonitorServiceStub:
     """All guests now, then each one as it changes. A slow reader misses intermediate states, never the
     newest one.
     """
+    ExplainGuest: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ExplainGuestRequest, _monitor_pb2.ExplainGuestResponse]
+    """Why a guest has what it has, what was decided about it, and what it would take to get more.
+    Fails with NOT_FOUND.
+    """
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ListEventsRequest, _monitor_pb2.ListEventsResponse]
+    """What happened, oldest first. The store is bounded: what is older than it is gone.
+    Fails with INVALID_ARGUMENT for a token that this broker never gave.
+    """
+    WatchEvents: _grpc.UnaryStreamMultiCallable[_monitor_pb2.WatchEventsRequest, _monitor_pb2.WatchEventsResponse]
+    """What happens from now on, or after an event that was seen. A reader that is too slow is told how many it missed."""
+    GetHistory: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.GetHistoryRequest, _monitor_pb2.GetHistoryResponse]
+    """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none)."""
 
 @_typing.type_check_only
 class MonitorServiceAsyncStub(MonitorServiceStub):
@@ -59,6 +71,18 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     """All guests now, then each one as it changes. A slow reader misses intermediate states, never the
     newest one.
     """
+    ExplainGuest: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ExplainGuestRequest, _monitor_pb2.ExplainGuestResponse]  # type: ignore[assignment]
+    """Why a guest has what it has, what was decided about it, and what it would take to get more.
+    Fails with NOT_FOUND.
+    """
+    ListEvents: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ListEventsRequest, _monitor_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """What happened, oldest first. The store is bounded: what is older than it is gone.
+    Fails with INVALID_ARGUMENT for a token that this broker never gave.
+    """
+    WatchEvents: _aio.UnaryStreamMultiCallable[_monitor_pb2.WatchEventsRequest, _monitor_pb2.WatchEventsResponse]  # type: ignore[assignment]
+    """What happens from now on, or after an event that was seen. A reader that is too slow is told how many it missed."""
+    GetHistory: _aio.UnaryUnaryMultiCallable[_monitor_pb2.GetHistoryRequest, _monitor_pb2.GetHistoryResponse]  # type: ignore[assignment]
+    """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none)."""
 
 class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served on the broker's monitor socket."""
@@ -96,5 +120,41 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         """All guests now, then each one as it changes. A slow reader misses intermediate states, never the
         newest one.
         """
+
+    @_abc_1.abstractmethod
+    def ExplainGuest(
+        self,
+        request: _monitor_pb2.ExplainGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitor_pb2.ExplainGuestResponse, _abc.Awaitable[_monitor_pb2.ExplainGuestResponse]]:
+        """Why a guest has what it has, what was decided about it, and what it would take to get more.
+        Fails with NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListEvents(
+        self,
+        request: _monitor_pb2.ListEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitor_pb2.ListEventsResponse, _abc.Awaitable[_monitor_pb2.ListEventsResponse]]:
+        """What happened, oldest first. The store is bounded: what is older than it is gone.
+        Fails with INVALID_ARGUMENT for a token that this broker never gave.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _monitor_pb2.WatchEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_monitor_pb2.WatchEventsResponse], _abc.AsyncIterator[_monitor_pb2.WatchEventsResponse]]:
+        """What happens from now on, or after an event that was seen. A reader that is too slow is told how many it missed."""
+
+    @_abc_1.abstractmethod
+    def GetHistory(
+        self,
+        request: _monitor_pb2.GetHistoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_monitor_pb2.GetHistoryResponse, _abc.Awaitable[_monitor_pb2.GetHistoryResponse]]:
+        """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none)."""
 
 def add_MonitorServiceServicer_to_server(servicer: MonitorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,8 +8,9 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -26,6 +27,9 @@ from guestd.model.errors import (
     SupersededError,
     VersionError,
 )
+from guestd.model.event import Event, EventQuery, SeenEvent
+from guestd.model.explanation import GuestExplanation, ReclaimedResource, ReclaimRequest
+from guestd.model.history import History
 from guestd.model.messages import BrokerMessage, GuestMessage, Hello
 from guestd.model.resources import Limits
 from guestd.model.view import GuestView, HostView, LimitsChange
@@ -123,6 +127,26 @@ class OperatorBackend(Protocol):
     async def change_limits(self, name: str, change: LimitsChange) -> None: ...
     async def reset_limits(self, name: str) -> None: ...
     async def pause_guest(self, name: str, paused: bool) -> None: ...
+
+    async def explain(self, name: str, at: datetime | None) -> GuestExplanation:
+        """:raise NotFoundError: When there is none of that name."""
+        ...
+
+    async def events(self, query: EventQuery) -> tuple[Event, ...]: ...
+
+    def follow_events(self, guest: str, after_id: int) -> AsyncGenerator[SeenEvent, None]:
+        """Those after that one, or from now on (0); of one guest, or of all (empty)."""
+        ...
+
+    async def history(self, name: str, since: datetime | None, until: datetime | None, max_points: int) -> History:
+        """:raise NotFoundError: When there is none of that name. :raise ValueError: When the range is none."""
+        ...
+
+    async def reclaim_guest(self, name: str, request: ReclaimRequest) -> tuple[ReclaimedResource, ...]:
+        """:raise NotFoundError: When there is none of that name.
+        :raise AdmissionError: When nothing can be decided about it now, and why.
+        """
+        ...
 
 
 _CODES: tuple[tuple[type[ProtocolError], grpc.StatusCode], ...] = (
