@@ -1,4 +1,8 @@
-"""The helper's loop: takes requests in, starts a worker for each, ends it in time, and says how it ended."""
+"""The helper's loop: takes requests in, has a worker of its own for each, ends it in time, and says how it ended.
+
+A worker that has done its request waits for the next one, so that none has to be forked while somebody waits for a
+CPU; one at most waits, the others end.
+"""
 
 import os
 import select
@@ -17,7 +21,7 @@ from guestd.guest.helper.grammar import (
     subject,
 )
 from guestd.guest.helper.log import log
-from guestd.guest.helper.work import Dial, Tools, dial_host, work
+from guestd.guest.helper.work import DONE, Dial, Tools, dial_host, order, serve
 
 MAX_WORKERS = 8
 MAX_STUCK = 16
@@ -27,19 +31,30 @@ _HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 
 class _Worker:
-    __slots__ = ("deadline", "killed_at", "operations", "progress", "request_id", "stuck", "working_on")
+    """One process; `request_id` is 0 while it waits. Its orders go through `channel`, closed when it is to end."""
 
-    def __init__(self, request_id: int, operations: list[Operation], deadline: float, progress: int) -> None:
-        self.request_id, self.operations = request_id, operations
-        self.deadline, self.progress = deadline, progress
+    __slots__ = ("channel", "deadline", "killed_at", "operations", "progress", "request_id", "stuck", "working_on")
+
+    def __init__(self, channel: socket.socket, progress: int) -> None:
+        self.channel, self.progress = channel, progress
+        self.request_id, self.deadline = 0, 0.0
+        self.operations: list[Operation] = []
         self.killed_at: float | None = None
         self.working_on: Operation | None = None  # known once it has been killed
         self.stuck = False
 
+    @property
+    def waits(self) -> bool:
+        return not self.request_id and self.channel.fileno() >= 0
+
     def wake_at(self) -> float | None:
-        if self.stuck:
+        if self.stuck or not self.request_id:
             return None
         return self.deadline if self.killed_at is None else self.killed_at + STUCK_AFTER_SECONDS
+
+    def close(self) -> None:
+        self.channel.close()
+        os.close(self.progress)
 
 
 class Helper:
@@ -76,6 +91,7 @@ class Helper:
         fd_before = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         self._poll.register(woken, select.POLLIN)
         try:
+            self._fork()
             return self._serve(woken)
         finally:
             signal.set_wakeup_fd(fd_before)
@@ -85,7 +101,7 @@ class Helper:
             os.close(wakeup)
             for pid, worker in self._workers.items():
                 os.kill(pid, signal.SIGKILL)
-                os.close(worker.progress)
+                worker.close()
 
     def _serve(self, woken: int) -> int:
         while True:
@@ -98,6 +114,8 @@ class Helper:
             for fd, events in self._poll.poll(self._timeout_ms()):
                 if fd == woken:
                     self._pass_on(os.read(woken, 64))
+                elif fd != self._sock.fileno():
+                    self._finish(fd)
                 elif events & (select.POLLIN | _HUNG_UP):
                     self._receive(hung_up=bool(events & _HUNG_UP))
 
@@ -129,13 +147,36 @@ class Helper:
             worker = self._workers.pop(pid, None)
             if worker is None:
                 continue
+            self._let_go(worker)
             os.close(worker.progress)
+            if not worker.request_id:
+                continue
             if worker.stuck:
                 log(f"<5>{' '.join(worker.working_on or ())}: the worker that was stuck has ended")
             elif worker.killed_at is not None:
                 self._answer(worker.request_id, "end timeout")
             else:
-                self._answer(worker.request_id, "end ok" if code == 0 else "end died")
+                self._answer(worker.request_id, "end died")
+
+    def _finish(self, fd: int) -> None:
+        """A worker has done its request, or its process has ended and will be reaped."""
+        worker = next(one for one in self._workers.values() if one.channel.fileno() == fd)
+        try:
+            word = worker.channel.recv(len(DONE), socket.MSG_DONTWAIT)
+        except OSError:
+            word = b""
+        if word == DONE and worker.killed_at is None:
+            another = any(one.waits for one in self._workers.values())
+            request_id, worker.request_id = worker.request_id, 0
+            self._answer(request_id, "end ok")
+            if not another:
+                return
+        self._let_go(worker)
+
+    def _let_go(self, worker: _Worker) -> None:
+        if worker.channel.fileno() >= 0:
+            self._poll.unregister(worker.channel)
+            worker.channel.close()
 
     def _enforce(self, now: float) -> None:
         for pid, worker in self._workers.items():
@@ -173,41 +214,66 @@ class Helper:
         except BadRequest as error:
             self._refuse(error.request_id, "grammar")
             return
-        busy = [worker for worker in self._workers.values() if not worker.stuck]
+        stuck = sum(worker.stuck for worker in self._workers.values())
+        busy = [worker for worker in self._workers.values() if worker.request_id and not worker.stuck]
         if any(worker.request_id == request_id for worker in busy):
             self._refuse(request_id, "duplicate")
-        elif len(busy) >= MAX_WORKERS or len(self._workers) - len(busy) >= MAX_STUCK:
+        elif len(busy) >= MAX_WORKERS or stuck >= MAX_STUCK:
             self._refuse(request_id, "busy")
         else:
-            self._start(request_id, time.monotonic() + deadline_ms / 1000, operations)
+            self._start(request_id, time.monotonic() + deadline_ms / 1000, operations, message)
 
-    def _start(self, request_id: int, deadline: float, operations: list[Operation]) -> None:
+    def _start(self, request_id: int, deadline: float, operations: list[Operation], message: bytes) -> None:
         quarantined = {
             subject(worker.working_on) for worker in self._workers.values() if worker.stuck and worker.working_on
         }
+        for worker in [one for one in self._workers.values() if one.waits]:
+            _count(worker.progress)  # of its last request
+            try:
+                worker.channel.send(order(deadline, quarantined, message), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:  # it has just died
+                self._let_go(worker)
+                continue
+            worker.request_id, worker.operations, worker.deadline = request_id, operations, deadline
+            return
+        if self._fork():
+            self._start(request_id, deadline, operations, message)
+        else:
+            self._refuse(request_id, "busy")
+
+    def _fork(self) -> bool:
+        """One more worker, that waits."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         progress, report = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             pid = os.fork()
         except OSError as error:
+            for one in (ours, theirs):
+                one.close()
             os.close(progress)
             os.close(report)
-            log(f"<3>no worker for request {request_id}: {error}")
-            self._refuse(request_id, "busy")
-            return
+            log(f"<3>no worker: {error}")
+            return False
         if pid == 0:
             code = 70
             try:
                 signal.set_wakeup_fd(-1)
-                for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-                    signal.signal(one, signal.SIG_DFL)
-                work(self._sock, request_id, operations, quarantined, self._tools, deadline, report)
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+                    signal.signal(number, signal.SIG_DFL)
+                ours.close()  # else a worker would not hear that the helper has let go of another, or of itself
+                for other in self._workers.values():
+                    other.channel.close()
+                serve(theirs, self._sock, self._tools, report)
                 code = 0
             except BaseException as error:
-                log(f"<3>request {request_id}: {error!r}")
+                log(f"<3>worker: {error!r}")
             finally:
                 os._exit(code)
+        theirs.close()
         os.close(report)
-        self._workers[pid] = _Worker(request_id, operations, deadline, progress)
+        self._workers[pid] = _Worker(ours, progress)
+        self._poll.register(ours, select.POLLIN)
+        return True
 
     def _refuse(self, request_id: int, why: str) -> None:
         self._refused += 1

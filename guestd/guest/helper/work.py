@@ -1,4 +1,4 @@
-"""What a worker does: one operation after the other, each reported as soon as it is over.
+"""What a worker does: one request after the other, one operation after the other, each reported as soon as it is over.
 
 A reclaim or a compaction of the kernel's can take seconds; like a write to a block's state it ends at
 the latest when the worker is killed.
@@ -12,10 +12,12 @@ from collections.abc import Callable
 
 from guestd.guest import psi
 from guestd.guest.helper import hooks
-from guestd.guest.helper.grammar import Operation, Result, subject
+from guestd.guest.helper.grammar import MAX_MESSAGE, Operation, Result, parse_request, subject
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 _HOST_CID = 2
+_MAX_ORDER = 2 * MAX_MESSAGE
+DONE = b"done"
 
 Dial = Callable[[int, float], socket.socket]
 
@@ -33,6 +35,30 @@ class Tools:
         self.root, self.dial, self.hook_owner = root, dial, hook_owner
 
 
+def order(deadline: float, quarantined: set[Operation], request: bytes) -> bytes:
+    """A request for a worker, as `serve` reads it.
+
+    :param deadline: When it will be killed, on the monotonic clock.
+    :param quarantined: Subjects that another worker is stuck with.
+    """
+    stuck = ";".join(" ".join(one) for one in sorted(quarantined))
+    return f"{deadline!r}\n{stuck}\n".encode() + request
+
+
+def serve(channel: socket.socket, sock: socket.socket, tools: Tools, progress: int) -> None:
+    """A worker's life: orders come through `channel`, `DONE` answers each, until the helper closes it.
+
+    :param sock: Where results go: the daemon's.
+    :param progress: A pipe that gets one byte for each operation that is begun.
+    """
+    while message := channel.recv(_MAX_ORDER):
+        deadline, stuck, request = message.split(b"\n", 2)
+        quarantined = {tuple(one.split(" ")) for one in stuck.decode().split(";") if one}
+        request_id, _, operations = parse_request(request)
+        work(sock, request_id, operations, quarantined, tools, float(deadline), progress)
+        channel.send(DONE)
+
+
 def work(
     sock: socket.socket,
     request_id: int,
@@ -42,7 +68,7 @@ def work(
     deadline: float,
     progress: int,
 ) -> None:
-    """A worker's life.
+    """Do the operations of one request.
 
     :param quarantined: Subjects that another worker is stuck with.
     :param deadline: When it will be killed, on the monotonic clock.
