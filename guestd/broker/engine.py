@@ -185,6 +185,7 @@ class Engine(Operators):
                 self._begun = 0
                 _settle_heap()
             ended = loop.time()
+            self.tally.count_round(ended - began)
             gather = min(_GATHER_MAX_SECONDS, max(_GATHER_MIN_SECONDS, ended - began))
             self._next_round = ended + gather
 
@@ -207,6 +208,7 @@ class Engine(Operators):
             try:
                 await self._journal.record(known)
             except JournalError as error:
+                self.tally.journal_failures += 1
                 if str(error) != said:
                     said = str(error)
                     _log.error("%s; until then nothing is decided and guests keep what they have", said)

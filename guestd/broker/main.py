@@ -104,6 +104,11 @@ async def run(
         await serve_monitor(engine, run_dir / "monitor.sock"),
         await serve_admin(engine, run_dir / "admin.sock"),
     ]
+    metrics = None
+    if config.outlets.metrics is not None:
+        from guestd.broker.metrics.serve import serve_metrics  # with an HTTP library: only for those who want it
+
+        metrics = await serve_metrics(engine, config.outlets.metrics, config.outlets.web_hosts)
     listen(relay, engine, config)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -134,6 +139,8 @@ async def run(
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+        if metrics is not None:
+            await metrics.cleanup()
         await relay.close()
         for server in servers:
             await server.stop(0.2)

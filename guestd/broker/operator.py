@@ -20,6 +20,7 @@ from guestd.broker.core.ledger import admit
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.failpoint import Failpoint, reach
 from guestd.broker.journal import Journal
+from guestd.broker.metrics.tally import Tally
 from guestd.broker.view import guest_view, host_view
 from guestd.model.errors import AdmissionError, ConfigError, JournalError, NotFoundError
 from guestd.model.resources import Kind, Limits, Resources
@@ -39,6 +40,7 @@ class Operators(ABC):
         self._origin: dict[str, tuple[LimitsOrigin, str]] = {}
         self._channels: dict[str, str] = {}
         self._errors: Counter[str] = Counter()
+        self.tally = Tally()
         self._subscribers: list[tuple[set[str], asyncio.Event]] = []
         self._changing = asyncio.Lock()
         self.started_at = datetime.now(UTC)
