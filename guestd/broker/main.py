@@ -39,9 +39,11 @@ def main() -> None:
         command.add_argument("--config", type=Path, default=configuration.DEFAULT_PATH, metavar="FILE")
         command.add_argument("--verbose", action="store_true", help="log details too")
     arguments = parser.parse_args()
-    logs.setup(logging.DEBUG if arguments.verbose else logging.INFO)
+    level, limit = logging.DEBUG if arguments.verbose else logging.INFO, logs.few_alike()
+    logs.setup(level, limit=limit)
     try:
         config = configuration.load(arguments.config)
+        logs.setup(level, as_json=config.outlets.json_logs, limit=limit)
         if arguments.command == "run":
             asyncio.run(run(arguments.config, config))
     except (ConfigError, AdmissionError) as error:

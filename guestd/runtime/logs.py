@@ -1,21 +1,28 @@
-"""Logs of both daemons: plain lines on stderr.
+"""Logs of both daemons: lines on stderr, plain or JSON.
 
-Under journald each line starts with its priority (`<4>`) and has no time, for the journal has one. Control
+Under journald each line starts with its priority (`<4>`), and a plain one has no time, for the journal has one. Control
 characters are escaped, so that a name from outside can neither forge a line nor drive a terminal.
 """
 
+import json
 import logging
 import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from datetime import UTC, datetime
 from typing import TextIO
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _ESCAPES |= {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-_ESCAPES |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # bidi
+_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ESCAPES |= {code: f"\\u{code:04x}" for code in _BIDI}
+_EXTRA = ("guest", "kind", "code", "before", "after", "suppressed")
+"""What a record may carry besides its message, by `extra=`, and by `_Limiter` the last one."""
+_LINES_ALIKE = 5
+_KEYS = 10_000
 
 
 def escape(text: str) -> str:
@@ -24,26 +31,70 @@ def escape(text: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """One line per record, and one more per line of a traceback."""
+    """One plain line per record, and one more per line of a traceback."""
 
     def __init__(self, journal: bool) -> None:
         super().__init__()
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        texts = [escape(record.getMessage())]
+        suppressed = getattr(record, "suppressed", 0)
+        texts = [escape(record.getMessage()) + (f" ({suppressed} more like this not shown)" if suppressed else "")]
         if record.exc_info:
             texts += ["  " + escape(line) for line in self.formatException(record.exc_info).splitlines()]
-        if self._journal:
-            prefix = f"<{_priority(record.levelno)}>"
-        else:
+        prefix = _prefix(record, self._journal)
+        if not prefix:
             stamp = time.strftime("%H:%M:%S", time.localtime(record.created))
             prefix = f"{stamp}.{int(record.msecs):03d} {record.levelname.lower()}: "
         return "\n".join(prefix + text for text in texts)
 
 
-def _priority(level: int) -> int:
-    return next((priority for least, priority in _PRIORITIES if level >= least), 7)
+class _JsonFormatter(_Formatter):
+    """One object per record: when, level, logger, message, what came by `extra=`, and the lines of a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": escape(record.getMessage()),
+        }
+        for name in _EXTRA:
+            value = getattr(record, name, None)
+            if value is not None:
+                fields[name] = value if isinstance(value, int) else escape(str(value))
+        if record.exc_info:
+            fields["traceback"] = [escape(line) for line in self.formatException(record.exc_info).splitlines()]
+        return _prefix(record, self._journal) + json.dumps(fields)
+
+
+class _Limiter(logging.Filter):
+    """Lets few lines through that are alike: of one message, about one guest (else with one first argument), and for
+    decisions of one kind and code. Details are not limited: who asked for them wants them all.
+    """
+
+    def __init__(self, limit: "RateLimit") -> None:
+        super().__init__()
+        self._limit = limit
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.INFO:
+            return True
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        about = getattr(record, "guest", None) or str(arguments[:1])
+        decision = getattr(record, "kind", None), getattr(record, "code", None)
+        suppressed = self._limit.allow((record.name, str(record.msg), about, decision))
+        if suppressed:
+            record.suppressed = suppressed
+        return suppressed is not None
+
+
+def _prefix(record: logging.LogRecord, journal: bool) -> str:
+    """The priority, for a journal."""
+    if not journal:
+        return ""
+    priority = next((priority for least, priority in _PRIORITIES if record.levelno >= least), 7)
+    return f"<{priority}>"
 
 
 def under_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -55,11 +106,24 @@ def under_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM", "") == f"{found.st_dev}:{found.st_ino}"
 
 
-def setup(level: int = logging.INFO, stream: TextIO | None = None, environ: Mapping[str, str] | None = None) -> None:
-    """Send the records of all loggers to `stream` (stderr), in place of any earlier arrangement."""
+def setup(
+    level: int = logging.INFO,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    as_json: bool = False,
+    limit: "RateLimit | None" = None,
+) -> None:
+    """Send the records of all loggers to `stream` (stderr), in place of any earlier arrangement.
+
+    :param limit: bounds how often lines that are alike are shown; None: all are.
+    """
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Formatter(under_journal(stream, os.environ if environ is None else environ)))
+    formatter = _JsonFormatter if as_json else _Formatter
+    handler.setFormatter(formatter(under_journal(stream, os.environ if environ is None else environ)))
+    if limit is not None:
+        handler.addFilter(_Limiter(limit))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -69,7 +133,7 @@ def setup(level: int = logging.INFO, stream: TextIO | None = None, environ: Mapp
 
 
 class RateLimit:
-    """Lets the first message of a key through and then one per interval, and counts the others.
+    """Lets so many messages of a key through (the first one) per interval, and counts the others.
 
     At most `keys` keys are remembered; the one used longest ago is forgotten first::
 
@@ -78,19 +142,28 @@ class RateLimit:
     """
 
     def __init__(
-        self, interval_seconds: float = 10.0, keys: int = 1000, clock: Callable[[], float] = time.monotonic
+        self,
+        interval_seconds: float = 10.0,
+        keys: int = 1000,
+        clock: Callable[[], float] = time.monotonic,
+        most: int = 1,
     ) -> None:
-        self._interval, self._keys, self._clock = interval_seconds, keys, clock
-        self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._interval, self._keys, self._clock, self._most = interval_seconds, keys, clock, most
+        self._seen: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()  # since when, and how many came
 
-    def allow(self, key: str) -> int | None:
+    def allow(self, key: Hashable) -> int | None:
         """How many were suppressed since the last one let through; None: suppress this one too."""
         now = self._clock()
-        last, suppressed = self._seen.pop(key, (None, 0))
-        if last is not None and now - last < self._interval:
-            self._seen[key] = (last, suppressed + 1)
-            return None
-        self._seen[key] = (now, 0)
+        since, came = self._seen.pop(key, (None, 0))
+        if since is not None and now - since < self._interval:
+            self._seen[key] = (since, came + 1)
+            return 0 if came < self._most else None
+        self._seen[key] = (now, 1)
         if len(self._seen) > self._keys:
             self._seen.popitem(last=False)
-        return suppressed
+        return max(0, came - self._most)
+
+
+def few_alike() -> RateLimit:
+    """The limit that a daemon's log has."""
+    return RateLimit(keys=_KEYS, most=_LINES_ALIKE)

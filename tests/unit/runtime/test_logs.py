@@ -1,9 +1,11 @@
 """Log lines and their rate limit."""
 
 import io
+import json
 import logging
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -72,8 +74,8 @@ def test_a_second_setup_replaces_the_first() -> None:
 def test_a_message_cannot_forge_a_line() -> None:
     stream = io.StringIO()
     logs.setup(stream=stream, environ={})
-    logging.getLogger().info("guest %s", "a\n<0>forged\x1b[2J\x9b\u202e\ud800")
-    assert stream.getvalue().endswith("guest a\\n<0>forged\\x1b[2J\\x9b\\u202e\\ud800\n")
+    logging.getLogger().info("guest %s", "a\n<0>forged\x1b[2J\x9b\u202e\u200f\ud800")
+    assert stream.getvalue().endswith("guest a\\n<0>forged\\x1b[2J\\x9b\\u202e\\u200f\\ud800\n")
 
 
 @given(st.text())
@@ -82,6 +84,87 @@ def test_escaped_text_is_one_printable_line(text: str) -> None:
     assert len(escaped.splitlines()) <= 1
     assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 for letter in escaped)
     escaped.encode()
+
+
+def _json_lines(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_json_line_has_the_numbers_of_a_decision() -> None:
+    stream = io.StringIO()
+    logs.setup(stream=stream, environ={}, as_json=True)
+    decision = {"guest": "web-1", "kind": "cpu", "code": "growing", "before": 1000, "after": 3000}
+    logging.getLogger("guestd.broker.engine").info("%s %s: %s", "web-1", "cpu", "growing", extra=decision)
+    logging.getLogger("guestd.x").warning("no more")
+    first, second = _json_lines(stream)
+    moment = datetime.fromisoformat(str(first.pop("time")))
+    assert moment.utcoffset() is not None and abs((datetime.now(moment.tzinfo) - moment).total_seconds()) < 60
+    assert first == {"level": "info", "logger": "guestd.broker.engine", "message": "web-1 cpu: growing"} | decision
+    assert set(second) == {"time", "level", "logger", "message"}
+
+
+def test_what_a_json_line_says_is_escaped_for_whoever_prints_it() -> None:
+    stream = io.StringIO()
+    logs.setup(stream=stream, environ={}, as_json=True)
+    logging.getLogger().info("%s", "a\n\x1b[2J\u202e\ud800", extra={"guest": "b\x9b"})
+    (line,) = _json_lines(stream)
+    assert line["message"] == "a\\n\\x1b[2J\\u202e\\ud800" and line["guest"] == "b\\x9b"
+
+
+def test_a_traceback_is_in_its_json_line() -> None:
+    stream = io.StringIO()
+    logs.setup(stream=stream, environ={}, as_json=True)
+    try:
+        raise ValueError("bad\nnews\x1b")
+    except ValueError:
+        logging.getLogger().exception("failed")
+    (line,) = _json_lines(stream)
+    traceback = line["traceback"]
+    assert isinstance(traceback, list) and traceback[-2:] == ["ValueError: bad", "news\\x1b"]
+
+
+def test_json_under_journald_has_its_priority_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with path.open("w") as stream:
+        found = os.fstat(stream.fileno())
+        logs.setup(stream=stream, environ={"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}, as_json=True)
+        logging.getLogger().error("x")
+    assert path.read_text().startswith('<3>{"time": ')
+
+
+def test_lines_that_are_alike_are_shown_a_few_times_and_then_counted() -> None:
+    now, stream = 0.0, io.StringIO()
+    logs.setup(logging.DEBUG, stream, {}, limit=RateLimit(10.0, clock=lambda: now, most=2))
+    log = logging.getLogger("guestd.x")
+    for amount in range(6):
+        log.info(
+            "%s %s: %s", "a", "cpu", f"growing to {amount}", extra={"guest": "a", "kind": "cpu", "code": "growing"}
+        )
+    log.info("%s %s: %s", "a", "cpu", "grown", extra={"guest": "a", "kind": "cpu", "code": "grown"})
+    log.info("%s %s: %s", "b", "cpu", "growing", extra={"guest": "b", "kind": "cpu", "code": "growing"})
+    for name in "aaab":
+        log.warning("%s: VM is gone", name)
+    for _ in range(3):
+        log.debug("details")
+    now = 10.0
+    log.info("%s %s: %s", "a", "cpu", "growing to 9", extra={"guest": "a", "kind": "cpu", "code": "growing"})
+    assert [line.partition(": ")[2] for line in stream.getvalue().splitlines()] == [
+        "a cpu: growing to 0",
+        "a cpu: growing to 1",
+        "a cpu: grown",
+        "b cpu: growing",
+        *("a: VM is gone", "a: VM is gone", "b: VM is gone"),
+        *("details", "details", "details"),
+        "a cpu: growing to 9 (4 more like this not shown)",
+    ]
+
+
+def test_a_json_line_counts_what_was_not_shown() -> None:
+    stream, clock = io.StringIO(), iter((0.0, 1.0, 2.0, 10.0))
+    logs.setup(stream=stream, environ={}, as_json=True, limit=RateLimit(10.0, clock=clock.__next__))
+    for _ in range(4):
+        logging.getLogger().info("again")
+    assert [line.get("suppressed") for line in _json_lines(stream)] == [None, 2]
 
 
 def test_rate_limit() -> None:
@@ -100,10 +183,10 @@ def test_rate_limit() -> None:
     assert limit.allow("a") == 0  # was forgotten too: memory is bounded
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 5))))
-def test_rate_limit_loses_no_count(events: list[tuple[str, float]]) -> None:
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 5))), st.integers(1, 3))
+def test_rate_limit_loses_no_count(events: list[tuple[str, float]], most: int) -> None:
     now = 0.0
-    limit = RateLimit(7.0, keys=10, clock=lambda: now)
+    limit = RateLimit(7.0, keys=10, clock=lambda: now, most=most)
     shown = {key: [0, 0] for key in "abcd"}
     for key, pause in events:
         now += pause
