@@ -5,7 +5,8 @@
 
 from dataclasses import dataclass
 
-from guestd.model.messages import Grant, Reclaim, Throttle
+from guestd.model.event import DecisionInputs, EventCode
+from guestd.model.messages import Grant, Reason, Reclaim, Throttle
 from guestd.model.resources import Kind, Resources
 
 
@@ -68,11 +69,18 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """One decision in words, with its numbers, for people."""
+    """One decision, in words for people and in numbers: `before` is what was there, `after` where it leads or what
+    there is now, in millicores or bytes.
+    """
 
     guest: str
     kind: Kind
     text: str
+    code: EventCode
+    before: int
+    after: int
+    reason: Reason | None
+    inputs: DecisionInputs | None
 
 
 Action = Record | RequestVcpus | RequestCpuQuota | RequestMemory | SettleMemory | Observe | Send | Log

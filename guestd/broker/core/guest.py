@@ -25,6 +25,7 @@ class GuestState:
     limits: Limits
     park: bool = False  # vCPUs are left plugged and offline instead of unplugged, where a quota bounds them
     paused: bool = False
+    observed: bool = False  # decided about and shown, never touched
     revision: int = 0
     vm: VmState | None = None
     vm_fresh: bool = False  # the last word came from the hypervisor, no failed command since
@@ -108,6 +109,10 @@ class GuestState:
 
     def why_fixed(self, now: float, stale_seconds: float) -> str | None:
         """Why nothing may be decided about the guest now; None when it may."""
+        return "only observed" if self.observed else self.why_unclear(now, stale_seconds)
+
+    def why_unclear(self, now: float, stale_seconds: float) -> str | None:
+        """Why it is not even known what would be decided, were the guest served; None when it is."""
         if self.paused:
             return "paused by the operator"
         if self.vm is None:
@@ -126,15 +131,18 @@ class GuestState:
             return "guest runs with --dry-run"
         return None
 
-    def claim(self, kind: Kind, now: float, stale_seconds: float, plenty: bool = False) -> Claim:
+    def claim(
+        self, kind: Kind, now: float, stale_seconds: float, plenty: bool = False, rehearsing: bool = False
+    ) -> Claim:
         """What the guest is to compete for. One about which nothing may be decided claims what it has, one that
         would not give something back claims that until it is asked again; while there is plenty also what it
-        is likely to need again soon.
+        is likely to need again soon. `rehearsing`: as if it were served, where it is only observed.
         """
         low, high = self.bounds(kind)
         weight = self.limits.weight.get(kind)
         track = self.tracks[kind]
-        if self.demand is None or self.why_fixed(now, stale_seconds) is not None:
+        why = self.why_unclear(now, stale_seconds) if rehearsing else self.why_fixed(now, stale_seconds)
+        if self.demand is None or why is not None:
             fixed = max(track.reserved, low)
             return Claim(fixed, fixed, fixed, weight, 1)
         needed, used = self.demand.needed.get(kind), 0

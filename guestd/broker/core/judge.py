@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from guestd.broker.core.guest import GuestState
 from guestd.broker.core.track import Phase, Timing, Track
-from guestd.model.messages import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU, round_down, round_up
 from guestd.model.vm import VmStatus
@@ -52,7 +51,7 @@ def takes_too_much(guest: GuestState, track: Track, stale_seconds: float, now: f
 
 def must_force(guest: GuestState, track: Track) -> int | None:
     """Down to what CPU time must be forced, whatever the guest says: its burst is over. None: nothing must."""
-    if track.kind is not Kind.CPU or not guest.bounded or guest.paused or not guest.vm_fresh:
+    if track.kind is not Kind.CPU or not guest.bounded or guest.paused or guest.observed or not guest.vm_fresh:
         return None
     if guest.vm is None or guest.vm.status is not VmStatus.RUNNING or track.phase is Phase.UNPLUGGING:
         return None
@@ -125,6 +124,28 @@ def is_slight(guest: GuestState, track: Track, step: int, plenty: bool = False) 
     return step < MILLICORES_PER_VCPU and step * _QUOTA_STEP < track.reserved
 
 
+def would_resize(
+    guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float, plenty: bool, scarce: bool
+) -> int | None:
+    """To what an observed guest would be resized now; None when that was said already, or nothing would begin. What was
+    said last is taken as done, with the pauses and budgets of what is really done.
+    """
+    if guest.why_unclear(now, stale_seconds) is not None or guest.demand is None:
+        return None
+    amount = track.target if track.target > track.reserved else min(shrink_amount(guest, track), track.reserved)
+    said = track.reserved if track.would is None else track.would
+    shrinking = amount < said
+    pause = track.shrink_after if shrinking else track.grow_after
+    if amount == said or now < pause or not track.in_budget(now, timing, shrinking):
+        return None
+    if shrinking:
+        least = round_up(guest.bounds(track.kind)[0], guest.unit(track.kind))
+        slight = amount > least and is_slight(guest, track, said - amount, plenty)
+        pressed = track.kind is Kind.MEMORY and guest.demand.under_memory_pressure
+        return None if slight or pressed else amount
+    return None if scarce and is_slight(guest, track, amount - said) else amount
+
+
 def needs_asking(guest: GuestState, track: Track, amount: int) -> bool:
     """Whether the guest has to do something before the hypervisor can take so much: all but a CPU quota."""
     if track.kind is Kind.MEMORY or not guest.bounded:
@@ -132,34 +153,6 @@ def needs_asking(guest: GuestState, track: Track, amount: int) -> bool:
     if not guest.can(Kind.CPU):  # it could only say no
         return False
     return max(guest.usable.vcpus_online, 1) > max(1, -(-amount // MILLICORES_PER_VCPU))
-
-
-def explain(guest: GuestState, track: Track, stale_seconds: float, now: float) -> Reason:
-    """Why the target is what it is."""
-    kind, fixed = track.kind, guest.why_fixed(now, stale_seconds)
-    if fixed is not None or guest.demand is None:
-        return Reason("fixed", f"keeps {kind.show(track.reserved)}: {fixed}")
-    needed, target = guest.demand.needed.get(kind), track.target
-    low, high = guest.bounds(kind)
-    unit = guest.unit(kind)
-    shown = f"needs {kind.show(needed)}"
-    if is_over_burst(guest, track) and track.lend is not None:
-        return Reason("burst-over", f"{shown}, its burst is over, max is {kind.show(high)}")
-    if now < track.shrink_after and low < target <= track.kept:
-        return Reason("kept", f"{shown}, would not go below {kind.show(track.kept)}")
-    if target > high:
-        return Reason("burst", f"{shown}, {kind.show(target - high)} of it lent above max {kind.show(high)}")
-    if needed < track.expected and round_up(needed, unit) < target:
-        text = (
-            f"{shown}, keeps {kind.show(target)}: likely to need {kind.show(track.expected)} soon, and there is plenty"
-        )
-        return Reason("expected", text)
-    if target >= round_up(needed, unit):
-        code = "min" if target == round_up(low, unit) else "demand"
-        return Reason(code, shown if code == "demand" else f"{shown}, min is {kind.show(low)}")
-    if target == round_down(high, unit):
-        return Reason("max", f"{shown}, max is {kind.show(high)}")
-    return Reason("share", f"{shown}, its share of a scarce pool is {kind.show(target)}")
 
 
 def alarms(guest: GuestState, timing: Timing, stale_seconds: float, now: float) -> Iterator[float]:

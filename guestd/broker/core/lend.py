@@ -50,7 +50,7 @@ def _adopt(guest: GuestState, track: Track, now: float) -> Lend | None:
 
 
 def _mark(guest: GuestState, track: Track, why: str) -> str | None:
-    if track.overdue or guest.vm is None or not is_over_burst(guest, track):
+    if track.overdue or guest.observed or guest.vm is None or not is_over_burst(guest, track):
         return None
     track.overdue = True
     track.counters.overdue += 1

@@ -12,29 +12,31 @@ The law:
 5. Only what is free is granted above a minimum; what others are to give back counts when it is back.
 6. Only guests that something happened to, whose alarm rang, or whose target moved are looked at: the cost of
    a decision does not grow with the number of guests, but for the allocation itself.
+7. A guest that is only observed is decided about and shown, and nothing of it is touched but to ask its hypervisor.
 
 Weak spots: a guest that promises memory and does not let go of it costs one progress deadline each
 time it is asked, with growing pauses between. A CPU that refuses to go is asked for again likewise.
 """
 
-import heapq
 from collections.abc import Mapping
 
 from guestd.broker.core import judge, ledger, lend
-from guestd.broker.core.actions import Action, HypervisorAction, Observe, RequestCpuQuota, RequestVcpus, Send
-from guestd.broker.core.allocate import Pool
+from guestd.broker.core.actions import Action, HypervisorAction, Observe, RequestCpuQuota, RequestVcpus
+from guestd.broker.core.alarms import Alarms
 from guestd.broker.core.expect import PLENTY_SHARE, Expectation
+from guestd.broker.core.explain import explain_target, known_inputs
 from guestd.broker.core.guest import GuestState
 from guestd.broker.core.resize import Resizer
+from guestd.broker.core.room import share_room
+from guestd.broker.core.shares import Shares
 from guestd.broker.core.track import Phase, Timing, Track
 from guestd.model.errors import NotFoundError, SupersededError, VersionError
-from guestd.model.messages import Ack, AckStatus, Demand, Heartbeat, Hello, Throttle, Welcome
+from guestd.model.event import DecisionInputs, EventCode
+from guestd.model.messages import Ack, AckStatus, Demand, Heartbeat, Hello, Welcome
 from guestd.model.resources import Kind, Limits, Resources
-from guestd.model.units import round_down
 from guestd.model.vm import VmState, VmStatus
 
 PROTOCOL = 1
-_THROTTLE_STEP_PERMILLE = 100
 
 
 class BrokerMachine:
@@ -55,15 +57,15 @@ class BrokerMachine:
         self.heartbeat_seconds = heartbeat_seconds
         self.timing = timing or Timing()
         self.guests: dict[str, GuestState] = {}
-        self._resizer = Resizer(epoch, self.timing)
-        self._pools = self._new_pools()
+        self._resizer = Resizer(epoch, self.timing, self._inputs)
+        self._observed: set[str] = set()
+        self._shares = self._new_shares()
         self._last_session = 0
         self._touched: set[str] = set()  # something happened to them
         self._hungry: dict[Kind, set[str]] = {kind: set() for kind in Kind}  # wait for what is not free yet
         self._expectations = {kind: Expectation() for kind in Kind}
         self._plenty = dict.fromkeys(Kind, True)
-        self._alarms: list[tuple[float, str]] = []
-        self._alarm_of: dict[str, float] = {}
+        self._alarms = Alarms()
 
     # ---- the operator ----------------------------------------------------------------------------
 
@@ -75,23 +77,27 @@ class BrokerMachine:
         revision: int = 0,
         credit: Resources | None = None,
         park: bool = False,
+        observe: bool = False,
     ) -> None:
-        """Take a guest in. `reserved`, `revision` and burst `credit` come from the journal; what is reserved holds
-        until the hypervisor speaks. Without a `credit` the buckets are full.
+        """Take a guest in, only to `observe` it or to serve it. `reserved`, `revision` and burst `credit` come from the
+        journal; what is reserved holds until the hypervisor speaks. Nothing is recorded of an observed guest: until
+        then the most is charged for it that it may have. Without a `credit` the buckets are full.
 
         :raise AdmissionError: When its minimum does not fit.
         """
         for kind, book in self._resizer.books.items():
             ledger.check_minimums(self.host, kind, book.minimums + limits.min.get(kind), len(book) + 1)
-        guest = GuestState(name, limits, park, revision=revision, saved_credit=credit)
+        guest = GuestState(name, limits, park, observed=observe, revision=revision, saved_credit=credit)
         for kind in Kind:
             track = guest.tracks[kind]
-            track.reserved = (reserved or Resources()).get(kind)
+            track.reserved = max((reserved or Resources()).get(kind), limits.ceiling(kind) if observe else 0)
             self._resizer.books[kind].put(name, track.reserved, limits.min.get(kind))
         guest.look_at_bounds()
         self.guests[name] = guest
         self._touched.add(name)
         self._resizer.out.append(Observe(name))
+        if observe:
+            self._rehearse(name, True)
 
     def remove_guest(self, name: str) -> None:
         """Forget a guest; its VM stays as it is.
@@ -101,11 +107,11 @@ class BrokerMachine:
         self._guest(name)
         del self.guests[name]
         self._touched.discard(name)
-        self._alarm_of.pop(name, None)
+        self._alarms.set(name, None)
+        self._rehearse(name, False)
         for kind in Kind:
             self._resizer.books[kind].remove(name)
-            if name in self._pools[kind]:  # else it came and went between two decisions
-                self._pools[kind].remove(name)
+            self._shares[kind].remove(name)
             self._hungry[kind].discard(name)
             self._expectations[kind].forget(name)
 
@@ -131,7 +137,7 @@ class BrokerMachine:
         taxed_anew = host.idle_tax != self.host.idle_tax
         self.host = host
         if taxed_anew:
-            self._pools = self._new_pools()
+            self._shares = self._new_shares()
         for name, guest in self.guests.items():
             self._adopt(guest, limits.get(name, guest.limits))
 
@@ -151,6 +157,27 @@ class BrokerMachine:
         """
         self._guest(name).paused = paused
         self._touched.add(name)
+
+    def observe(self, name: str, observed: bool) -> None:
+        """Only watch a guest from now on, or serve it (again). What is under way is let go of.
+
+        :raise NotFoundError: When there is none of that name.
+        """
+        guest = self._guest(name)
+        if guest.observed is not observed:
+            guest.observed = observed
+            self._rehearse(name, observed)
+            (self._resizer.let_go if observed else self._resizer.take_over)(guest)
+            self._touched.add(name)
+
+    def _rehearse(self, name: str, observed: bool) -> None:
+        """Have what observed guests would get found as long as there are any: among all."""
+        first = observed and not self._observed
+        (self._observed.add if observed else self._observed.discard)(name)
+        for shares in self._shares.values():
+            shares.rehearse()
+        if first:
+            self._touched.update(self.guests)
 
     # ---- the hypervisor --------------------------------------------------------------------------
 
@@ -182,13 +209,14 @@ class BrokerMachine:
         guest.vm_fresh = False
         self._touched.add(name)
         self._resizer.out.append(Observe(name))
-        if isinstance(action, Observe):
+        if isinstance(action, Observe) or guest.observed:
             return
         kind = Kind.CPU if isinstance(action, RequestVcpus | RequestCpuQuota) else Kind.MEMORY
         track = guest.tracks[kind]
         track.counters.failures += 1
         lost = "lost the answer to" if unknown else "refused"
-        self._resizer.log(guest, kind, f"hypervisor {lost} a request: {text}")
+        text = f"hypervisor {lost} a request: {text}"
+        self._resizer.log(guest, track, EventCode.FAILED, text, track.before, track.reserved)
         track.doubtful = unknown
         track.settled = False
         if not unknown and track.phase in (Phase.PLUGGING, Phase.UNPLUGGING):
@@ -219,7 +247,7 @@ class BrokerMachine:
         self._heard(guest, now)
         guest.usable = hello.usable
         for track in guest.tracks.values():
-            track.announce = True
+            track.announce = track.announce or not guest.observed
             if track.phase is Phase.ASKING:
                 track.end()
         welcome = Welcome(PROTOCOL, name, self.epoch, self.heartbeat_seconds, guest.limits.min, guest.limits.max)
@@ -255,7 +283,7 @@ class BrokerMachine:
             self._heard(guest, now)
             guest.usable = heartbeat.usable or guest.usable
             guest.throttled_permille = 0  # where it is held back it hears of it again
-            for track in guest.tracks.values() if heartbeat.usable else ():  # a grant may have been lost
+            for track in guest.tracks.values() if heartbeat.usable and not guest.observed else ():  # a grant was lost?
                 track.announce = track.announce or judge.has_not_taken(guest, track)
 
     def on_ack(self, name: str, session: int, ack: Ack, now: float) -> None:
@@ -272,10 +300,8 @@ class BrokerMachine:
         if track.phase is Phase.ASKING:
             self._resizer.answer(guest, track, ack)
         elif ack.status is not AckStatus.DONE:
-            track.counters.refusals += 1
-            self._resizer.log(
-                guest, ack.kind, f"guest could use only {ack.kind.show(ack.achieved)}: {ack.refusal} {ack.text}"
-            )
+            text = f"guest could use only {ack.kind.show(ack.achieved)}: {ack.refusal} {ack.text}"
+            self._resizer.refused(guest, track, ack, text, min(ack.achieved, track.reserved))
             track.grow_after = max(track.grow_after, now + self.timing.retry_seconds)
 
     # ---- decisions -------------------------------------------------------------------------------
@@ -283,7 +309,7 @@ class BrokerMachine:
     def next_actions(self, now: float) -> list[Action]:
         """What to do now, in this order. Calling again at once returns nothing new."""
         self._resizer.now = now
-        self._ring(now)
+        self._touched.update(self._alarms.ring(now))
         self._expect(now)
         looked_at = sorted(self._touched)
         self._touched.clear()
@@ -296,7 +322,7 @@ class BrokerMachine:
             guest = self.guests[name]
             for track in guest.tracks.values():
                 self._resizer.announce(guest, track)
-            self._set_alarm(guest, now)
+            self._alarms.set(name, min(judge.alarms(guest, self.timing, self._stale_seconds, now), default=None))
         actions, self._resizer.out = self._resizer.out, []
         return actions
 
@@ -304,17 +330,8 @@ class BrokerMachine:
         """When to call `next_actions` again if nothing happens before."""
         if self._touched:
             return now
-        while self._alarms and self._alarm_of.get(self._alarms[0][1]) != self._alarms[0][0]:
-            heapq.heappop(self._alarms)
-        intervals = [one.next_at for one in self._expectations.values() if one.next_at is not None]
-        return min([at for at, _ in self._alarms[:1]] + intervals, default=None)
-
-    def _ring(self, now: float) -> None:
-        while self._alarms and self._alarms[0][0] <= now:
-            at, name = heapq.heappop(self._alarms)
-            if self._alarm_of.get(name) == at:
-                del self._alarm_of[name]
-                self._touched.add(name)
+        times = [self._alarms.next_at, *(one.next_at for one in self._expectations.values())]
+        return min((at for at in times if at is not None), default=None)
 
     def _expect(self, now: float) -> None:
         """What guests are likely to need in the next interval, when one is over."""
@@ -325,14 +342,6 @@ class BrokerMachine:
                     self._touched.add(name)
                 track.expected = amount
 
-    def _set_alarm(self, guest: GuestState, now: float) -> None:
-        at = min(judge.alarms(guest, self.timing, self._stale_seconds, now), default=None)
-        if at is None:
-            self._alarm_of.pop(guest.name, None)
-        elif at < self._alarm_of.get(guest.name, float("inf")):  # an earlier one rings for nothing, and is set anew
-            self._alarm_of[guest.name] = at
-            heapq.heappush(self._alarms, (at, guest.name))
-
     def _see(self, guest: GuestState) -> None:
         """Follow what is under way with one guest, and have it claim what it is to compete for."""
         now = self._resizer.now
@@ -341,47 +350,37 @@ class BrokerMachine:
             self._resizer.follow(guest, track)
             text = lend.tend(guest, track, self.timing, now)
             if text is not None:
-                self._resizer.log(guest, kind, text)
+                self._resizer.log(guest, track, EventCode.OVERDUE, text, track.reserved, guest.sustained(kind))
             recorded = track.lend.recorded_at if track.lend else now
             if now - recorded >= self.timing.credit_record_seconds and guest.burst_held(kind):
                 self._resizer.record(guest)
         for kind in Kind:
-            self._pools[kind].put(guest.name, guest.claim(kind, now, self._stale_seconds, self._plenty[kind]))
-        self._tell_throttled(guest)
-
-    def _tell_throttled(self, guest: GuestState) -> None:
-        """What the guest cannot see for itself: that its quota holds it back."""
-        if guest.vm is None or not guest.connected:
-            return
-        new, told = guest.vm.cpu_throttled_permille, guest.throttled_permille
-        if abs(new - told) >= _THROTTLE_STEP_PERMILLE or (new == 0) != (told == 0):
-            guest.throttled_permille = new
-            message = Throttle(guest.vm.cpu_quota_millicores, new)
-            self._resizer.out.append(Send(guest.name, guest.session, message))
+            self._shares[kind].put(guest, now, self._stale_seconds, self._plenty[kind])
+        self._resizer.tell_throttled(guest)
 
     def _balance(self, kind: Kind, looked_at: list[str]) -> set[str]:
         """Decide the targets of one kind and begin what leads there: free first, then grow. Whom it concerned."""
         host, count, now = self.host, len(self.guests), self._resizer.now
         capacity = host.for_guests(kind, count)
-        pool = self._pools[kind]
+        shares = self._shares[kind]
         backed = host.backed(kind, count) if kind is Kind.MEMORY else capacity
-        concerned = {*looked_at, *pool.solve(capacity, backed)}
-        plenty = not pool.scarce and self.free(kind) * PLENTY_SHARE >= capacity
+        concerned = {*looked_at, *shares.solve(capacity, backed)}
+        plenty = not shares.scarce and self.free(kind) * PLENTY_SHARE >= capacity
         if self._plenty[kind] and not plenty:  # needs alone count now
-            for name, guest in self.guests.items():
+            for guest in self.guests.values():
                 if guest.tracks[kind].expected:
-                    pool.put(name, guest.claim(kind, now, self._stale_seconds))
-            concerned.update(pool.solve(capacity, backed))
+                    shares.put(guest, now, self._stale_seconds, plenty)
+            concerned.update(shares.solve(capacity, backed))
         self._plenty[kind] = plenty
         for name in sorted(concerned):
-            self._decide(self.guests[name], kind, pool.target(name))
+            self._decide(self.guests[name], kind, shares.target(self.guests[name]))
         growing = [
             guest
             for guest in (self.guests[name] for name in self._hungry[kind])
             if judge.may_grow(guest, guest.tracks[kind], self.timing, self._stale_seconds, now)
         ]
         concerned.update(guest.name for guest in growing)
-        for name, amount in self._share_room(growing, kind, capacity, backed).items():
+        for name, amount in share_room(growing, kind, self._resizer.books[kind], capacity, backed).items():
             self._grow(self.guests[name], self.guests[name].tracks[kind], amount)
         return concerned
 
@@ -390,46 +389,39 @@ class BrokerMachine:
         track, now, stale = guest.tracks[kind], self._resizer.now, self._stale_seconds
         track.target = target
         track.overdue = track.overdue and judge.holds_too_much(guest, track)
+        if guest.observed:
+            self._would(guest, track)
+            return
         forced = judge.must_force(guest, track)
         if forced is not None:
             track.counters.forced += 1
             track.end()
-            track.reason = judge.explain(guest, track, stale, now)
-            self._resizer.log(guest, kind, f"taking CPU time by quota: {track.reason.text}")
+            track.reason = explain_target(guest, track, stale, now)
+            text = f"taking CPU time by quota: {track.reason.text}"
+            self._resizer.log(guest, track, EventCode.SHRINKING, text, track.reserved, forced)
             self._resizer.force(guest, track, forced)
         elif judge.may_shrink(guest, track, self.timing, stale, now, self._plenty[kind]):
-            track.reason = judge.explain(guest, track, stale, now)
+            track.reason = explain_target(guest, track, stale, now)
             self._resizer.shrink(guest, track, judge.shrink_amount(guest, track))
         elif judge.takes_too_much(guest, track, stale, now):
             self._resizer.force(guest, track, min(judge.shrink_amount(guest, track), track.reserved))
         elif judge.must_park(guest, track, self.timing, stale, now):
-            track.reason = judge.explain(guest, track, stale, now)
+            track.reason = explain_target(guest, track, stale, now)
             self._resizer.shrink(guest, track, track.reserved)
         aim = track.amount if track.phase is Phase.PLUGGING else track.reserved
         wants = target > aim or judge.is_asked_in_vain(track)
         wants = wants and guest.why_fixed(now, stale) is None  # else an event comes first: nobody looks in vain
-        wants = wants and not (self._pools[kind].scarce and judge.is_slight(guest, track, target - aim))
+        wants = wants and not (self._shares[kind].scarce and judge.is_slight(guest, track, target - aim))
         (self._hungry[kind].add if wants else self._hungry[kind].discard)(guest.name)
 
-    def _share_room(self, growing: list[GuestState], kind: Kind, capacity: int, backed: int) -> dict[str, int]:
-        """What each may grow to with what is free: first everybody up to the maximum, those with least for their
-        weight before the others; then bursts, from what is really there.
-        """
-        growing.sort(key=lambda guest: (guest.tracks[kind].reserved / guest.limits.weight.get(kind), guest.name))
-        charged, reserved = self._resizer.books[kind].charged, self._resizer.books[kind].reserved
-        amounts = {guest.name: guest.tracks[kind].reserved for guest in growing}
-        for bursting in (False, True):
-            for guest in growing:
-                track, low, had = guest.tracks[kind], guest.limits.min.get(kind), amounts[guest.name]
-                aim = track.target if bursting else min(track.target, track.sustained)
-                most = backed if bursting else capacity
-                room = _own(guest, kind, had, capacity - reserved) + max(0, most - charged)
-                amount = min(aim, round_down(room, guest.unit(kind)))
-                if amount > had:
-                    amounts[guest.name] = amount
-                    charged += max(amount, low) - max(had, low)
-                    reserved += amount - had
-        return amounts
+    def _would(self, guest: GuestState, track: Track) -> None:
+        """Say what would begin, were the guest served."""
+        now, stale, plenty = self._resizer.now, self._stale_seconds, self._plenty[track.kind]
+        scarce = self._shares[track.kind].scarce_for(guest)
+        amount = judge.would_resize(guest, track, self.timing, stale, now, plenty, scarce)
+        if amount is not None:
+            track.reason = explain_target(guest, track, stale, now)
+            self._resizer.rehearse(guest, track, amount)
 
     def _grow(self, guest: GuestState, track: Track, amount: int) -> None:
         """Have the guest grow to so much; a guest that is asked in vain is left in peace at least."""
@@ -437,7 +429,7 @@ class BrokerMachine:
             self._resizer.withdraw(track)
         slight = amount < track.target and judge.is_slight(guest, track, amount - track.reserved)
         if amount > track.reserved and not slight:
-            track.reason = judge.explain(guest, track, self._stale_seconds, self._resizer.now)
+            track.reason = explain_target(guest, track, self._stale_seconds, self._resizer.now)
             self._resizer.grow(guest, track, amount)
         if track.amount >= track.target and track.phase is Phase.PLUGGING:
             self._hungry[track.kind].discard(guest.name)
@@ -455,7 +447,7 @@ class BrokerMachine:
         """
         guest = self._guest(name)
         for track in guest.tracks.values():
-            track.reason = judge.explain(guest, track, self._stale_seconds, now)
+            track.reason = explain_target(guest, track, self._stale_seconds, now)
 
     def free(self, kind: Kind) -> int:
         """What can be granted above minimums now."""
@@ -463,10 +455,26 @@ class BrokerMachine:
 
     def scarce(self, kind: Kind) -> bool:
         """Whether some guest does not get what it needs and may have."""
-        return self._pools[kind].scarce
+        return self._shares[kind].scarce
 
-    def _new_pools(self) -> dict[Kind, Pool]:
-        return {kind: Pool(kind, self.host.idle_tax if kind is Kind.MEMORY else 0.0) for kind in Kind}
+    def inputs(self, name: str, kind: Kind) -> DecisionInputs:
+        """What a decision about a guest is made from now.
+
+        :raise NotFoundError: When there is none of that name.
+        """
+        guest = self._guest(name)
+        return self._inputs(guest, guest.tracks[kind])
+
+    def _inputs(self, guest: GuestState, track: Track) -> DecisionInputs:
+        kind = track.kind
+        capacity, scarce = self.host.for_guests(kind, len(self.guests)), self._shares[kind].scarce_for(guest)
+        return known_inputs(guest, track, capacity, self.free(kind), scarce, self._idle_tax(kind))
+
+    def _idle_tax(self, kind: Kind) -> float:
+        return self.host.idle_tax if kind is Kind.MEMORY else 0.0
+
+    def _new_shares(self) -> dict[Kind, Shares]:
+        return {kind: Shares(kind, self._idle_tax(kind), self._observed) for kind in Kind}
 
     def _heard(self, guest: GuestState, now: float) -> None:
         guest.last_seen = now
@@ -480,13 +488,3 @@ class BrokerMachine:
         if name not in self.guests:
             raise NotFoundError(f"no guest named {name!r}")
         return self.guests[name]
-
-
-def _own(guest: GuestState, kind: Kind, had: int, unlent: int) -> int:
-    """What is the guest's own in any case: its minimum, as far as nobody else holds what backs it (a minimum that was
-    just raised may still be lent to others).
-    """
-    low = guest.limits.min.get(kind)
-    if had + max(0, unlent) >= low:
-        return max(had, low)
-    return had + round_down(max(0, unlent), guest.unit(kind))

@@ -20,19 +20,24 @@ from guestd.broker.core.actions import (
 from guestd.broker.core.guest import GuestState
 from guestd.broker.core.ledger import Book
 from guestd.broker.core.track import Phase, Timing, Track
-from guestd.model.messages import Ack, AckStatus, Grant, GrantStage, OrderId, Reclaim, ReclaimStage
+from guestd.model.event import DecisionInputs, EventCode
+from guestd.model.messages import Ack, AckStatus, Grant, GrantStage, OrderId, Reason, Reclaim, ReclaimStage, Throttle
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, round_up
 from guestd.model.vm import VmState, VmStatus
 
+_THROTTLE_STEP_PERMILLE = 100
 _NEXT_STAGE = {ReclaimStage.ASK: ReclaimStage.URGE, ReclaimStage.URGE: ReclaimStage.OVERDUE}
 
 
 class Resizer:
-    """Begins, follows and ends resizes, and keeps the books. `now` is set by the machine before each use."""
+    """Begins, follows and ends resizes, and keeps the books. `now` is set by the machine before each use.
 
-    def __init__(self, epoch: int, timing: Timing) -> None:
-        self.epoch, self.timing = epoch, timing
+    :param inputs: what is known of one kind of a guest now.
+    """
+
+    def __init__(self, epoch: int, timing: Timing, inputs: Callable[[GuestState, Track], DecisionInputs]) -> None:
+        self.epoch, self.timing, self._inputs = epoch, timing, inputs
         self.now = 0.0
         self.out: list[Action] = []
         self.books = {kind: Book() for kind in Kind}
@@ -46,7 +51,8 @@ class Resizer:
         if vm is not None and vm.status is VmStatus.GONE:
             self.reserve(guest, track, 0)
         elif vm is not None and vm.status is VmStatus.RUNNING and guest.vm_fresh:
-            self._FOLLOW[track.phase](self, guest, track, vm)
+            follow = Resizer._watch if guest.observed else self._FOLLOW[track.phase]
+            follow(self, guest, track, vm)
         elif vm is not None and vm.status is VmStatus.FROZEN:
             self.reserve(guest, track, max(vm.held(track.kind), track.reserved))
 
@@ -57,10 +63,11 @@ class Resizer:
             return
         track.settled = False
         if held > track.reserved and track.reserved:
-            self.log(
-                guest, track.kind, f"the hypervisor reports {track.kind.show(held)}, which is more than the "
+            text = (
+                f"the hypervisor reports {track.kind.show(held)}, which is more than the "
                 f"{track.kind.show(track.reserved)} that were granted: charged"
-            )  # fmt: skip
+            )
+            self.log(guest, track, EventCode.VM, text, track.reserved, held)
         self.reserve(guest, track, held)
         if track.kind is Kind.CPU and vm.cpu_enforced and not guest.paused and vm.cpu_quota_millicores != held:
             self.out.append(RequestCpuQuota(guest.name, held))
@@ -75,7 +82,8 @@ class Resizer:
                 self._end_deflating(guest, track)
             else:
                 self.reserve(guest, track, held)
-            self.finish(guest, track, f"the request for {track.kind.show(track.amount)} was lost")
+            text = f"the request for {track.kind.show(track.amount)} was lost"
+            self.finish(guest, track, EventCode.ENDED_SHORT, text, held)
             return
         self.reserve(guest, track, max(held, track.amount))
         if guest.has(track.kind, track.amount):
@@ -83,34 +91,36 @@ class Resizer:
             track.succeed()
             track.kept = 0
             track.shrink_after = max(track.shrink_after, self.now + self.timing.cool_down_seconds)
-            self.finish(guest, track, f"grown to {track.kind.show(plugged)}")
+            self.finish(guest, track, EventCode.GROWN, f"grown to {track.kind.show(plugged)}", plugged)
         elif plugged > track.progress:
             track.progress, track.deadline = plugged, self.now + self.timing.plug_progress_seconds
         elif self.now >= track.deadline:
-            self._stop_short(guest, track, f"no progress beyond {track.kind.show(plugged)}")
+            self._stop_short(guest, track, f"no progress beyond {track.kind.show(plugged)}", plugged)
 
     def _follow_asking(self, guest: GuestState, track: Track, vm: VmState) -> None:
         self.reserve(guest, track, vm.held(track.kind))
         if judge.must_not_shrink(guest, track):
             why = "paused" if guest.paused else "under memory pressure"
-            self.finish(guest, track, f"not asking any more: {why}")
+            self.finish(guest, track, EventCode.ENDED_SHORT, f"not asking any more: {why}", track.reserved)
             return
         if self.now < track.deadline:
             return
         stage = _NEXT_STAGE.get(track.stage)
         amount = max(track.amount, guest.least(track.kind))
         if amount >= track.reserved > track.amount:
-            self.finish(guest, track, f"not asking any more: it needs {track.kind.show(amount)} by now")
+            text = f"not asking any more: it needs {track.kind.show(amount)} by now"
+            self.finish(guest, track, EventCode.ENDED_SHORT, text, track.reserved)
             return
         if track.kind is Kind.CPU and guest.bounded and stage is not ReclaimStage.URGE:
-            self.log(guest, track.kind, "no answer to a reclaim: taking CPU time by quota")
+            text = "no answer to a reclaim: taking CPU time by quota"
+            self.log(guest, track, EventCode.SHRINKING, text, track.reserved, amount)
             self.force(guest, track, amount)
         elif stage is None:
             track.counters.overdue += not track.overdue
             track.overdue = True
             track.kept = track.reserved
             track.set_back(self.now, self.timing)
-            self.finish(guest, track, "no answer to a reclaim, overdue")
+            self.finish(guest, track, EventCode.OVERDUE, "no answer to a reclaim, overdue", track.reserved)
         else:
             self.ask(guest, track, amount, stage)
 
@@ -121,19 +131,28 @@ class Resizer:
         if guest.is_down_to(track.kind, track.amount):
             track.counters.shrinks += 1
             track.succeed()
-            self.finish(guest, track, f"shrunk to {track.kind.show(held)}")
+            self.finish(guest, track, EventCode.SHRUNK, f"shrunk to {track.kind.show(held)}", held)
         elif judge.must_not_shrink(guest, track):
             track.counters.partials += 1
-            self._settle(guest, track, "the guest must not shrink now")
+            self._settle(guest, track, "the guest must not shrink now", held)
         elif left < track.progress:
             track.progress, track.deadline = left, self.now + self.timing.unplug_progress_seconds
             self._unplug_vcpus(guest, track)
         elif self.now >= track.deadline:
             track.counters.partials += 1
             track.kept = held if track.kind is Kind.MEMORY else 0
-            self._stop_short(guest, track, f"guest keeps {track.kind.show(held)}")
+            self._stop_short(guest, track, f"guest keeps {track.kind.show(held)}", held)
         elif self.now >= track.repeat_at:
             self._unplug_vcpus(guest, track)
+
+    def _watch(self, guest: GuestState, track: Track, vm: VmState) -> None:
+        """Of an observed guest: charge what it holds, and what a balloon that was let go of may still give it."""
+        held = vm.held(track.kind)
+        if track.phase is Phase.PLUGGING and held < track.amount and _may_deflate(track, vm):
+            held = track.amount
+        else:
+            track.end()
+        self.reserve(guest, track, held)
 
     def _end_deflating(self, guest: GuestState, track: Track) -> None:
         """Have the balloon stay as it is, before less is reserved than it may come to."""
@@ -153,23 +172,24 @@ class Resizer:
         if track.kind is Kind.CPU:
             self._request(guest, track.kind, track.amount)
 
-    def _stop_short(self, guest: GuestState, track: Track, text: str) -> None:
+    def _stop_short(self, guest: GuestState, track: Track, text: str, achieved: int) -> None:
         """What was achieved stays; the rest is not asked for any more."""
         if track.phase is Phase.PLUGGING:
             track.counters.failures += 1
         track.set_back(self.now, self.timing)
-        self._settle(guest, track, text)
+        self._settle(guest, track, text, achieved)
 
-    def _settle(self, guest: GuestState, track: Track, text: str) -> None:
+    def _settle(self, guest: GuestState, track: Track, text: str, achieved: int) -> None:
         if track.kind is Kind.MEMORY:
             self.out.append(SettleMemory(guest.name))
         guest.vm_fresh = False  # a request may still wait at the hypervisor: its word after that counts
         self.out.append(Observe(guest.name))
-        self.finish(guest, track, f"ended short of {track.kind.show(track.amount)}: {text}")
+        text = f"ended short of {track.kind.show(track.amount)}: {text}"
+        self.finish(guest, track, EventCode.ENDED_SHORT, text, achieved)
 
-    def finish(self, guest: GuestState, track: Track, text: str) -> None:
+    def finish(self, guest: GuestState, track: Track, code: EventCode, text: str, achieved: int) -> None:
         """Back to idle, in words; the guest hears what it has."""
-        self.log(guest, track.kind, text)
+        self.log(guest, track, code, text, track.before, achieved)
         self.withdraw(track)
 
     def withdraw(self, track: Track) -> None:
@@ -184,7 +204,8 @@ class Resizer:
         if judge.needs_asking(guest, track, amount):
             self.ask(guest, track, amount, ReclaimStage.ASK)
         else:
-            self.log(guest, track.kind, f"down to {track.kind.show(amount)}: {track.reason.text}")
+            text = f"down to {track.kind.show(amount)}: {track.reason.text}"
+            self.log(guest, track, EventCode.SHRINKING, text, track.reserved, amount)
             self.force(guest, track, amount)
 
     def ask(self, guest: GuestState, track: Track, amount: int, stage: ReclaimStage) -> None:
@@ -192,7 +213,8 @@ class Resizer:
         if stage is ReclaimStage.ASK:
             guest.revision += 1
             track.order = self.order(guest)
-            self.log(guest, track.kind, f"asking down to {track.kind.show(amount)}: {track.reason.text}")
+            text = f"asking down to {track.kind.show(amount)}: {track.reason.text}"
+            self.log(guest, track, EventCode.ASKING, text, track.reserved, amount)
         if track.order is None:
             return
         seconds = {
@@ -215,12 +237,12 @@ class Resizer:
             return
         offered = max(round_up(max(ack.achieved, track.amount), guest.unit(kind)), guest.least(kind))
         if ack.status is not AckStatus.DONE:
-            track.counters.refusals += 1
             later = f"; {kind.show(ack.later_amount)} in {ack.retry_after_seconds:.0f} s" if ack.later_amount else ""
-            self.log(
-                guest, kind, f"asked down to {kind.show(track.amount)}, guest can do "
+            text = (
+                f"asked down to {kind.show(track.amount)}, guest can do "
                 f"{kind.show(ack.achieved)}: {ack.refusal} {ack.text}{later}"
-            )  # fmt: skip
+            )
+            self.refused(guest, track, ack, text, min(offered, track.reserved))
         if kind is Kind.CPU and guest.bounded:  # its CPU time is the host's to give, whatever is online
             offered = track.amount
             if ack.status is not AckStatus.DONE:
@@ -234,6 +256,12 @@ class Resizer:
             track.kept = offered
             track.shrink_after = max(track.shrink_after, self.now + ack.retry_after_seconds)
         self.force(guest, track, offered)
+
+    def refused(self, guest: GuestState, track: Track, ack: Ack, text: str, achieved: int) -> None:
+        """Count a refusal or a partial answer, and say it."""
+        track.counters.refusals += 1
+        reason = Reason(str(ack.refusal or ack.status), ack.text)
+        self.log(guest, track, EventCode.REFUSED, text, track.reserved, achieved, reason)
 
     def _held(self, guest: GuestState, track: Track) -> int:
         """What it holds by the newest word, which may be less than is reserved yet."""
@@ -257,16 +285,17 @@ class Resizer:
         """Reserve `amount`, have it plugged, and offer it to the guest."""
         kind = track.kind
         sustained = guest.sustained(kind)
-        if amount > sustained >= track.reserved:
-            track.counters.bursts += 1
+        bursting = amount > sustained >= track.reserved
+        track.counters.bursts += bursting
         plugged = guest.vm.plugged(kind) if guest.vm else 0
         if kind is Kind.CPU and guest.vm:
             plugged = guest.vm.held(kind)
         track.begin(Phase.PLUGGING, amount, self.now, self.timing.plug_progress_seconds, plugged)
         guest.revision += 1
         track.order = self.order(guest)
+        code = EventCode.BURST if bursting else EventCode.GROWING
+        self.log(guest, track, code, f"growing to {kind.show(amount)}: {track.reason.text}", track.reserved, amount)
         self.reserve(guest, track, amount)
-        self.log(guest, kind, f"growing to {kind.show(amount)}: {track.reason.text}")
         self._request(guest, kind, amount)
         track.announce = False
         self.out.append(Send(guest.name, guest.session, self.grant(guest, track, amount, GrantStage.OFFERED)))
@@ -287,7 +316,7 @@ class Resizer:
             return
         if guest.vm.status is not VmStatus.RUNNING or track.phase in (Phase.ASKING, Phase.UNPLUGGING):
             return
-        ending = lend.notice_due(guest, track, self.timing)
+        ending = None if guest.observed else lend.notice_due(guest, track, self.timing)
         if not track.announce and ending is None:
             return
         track.announce = False
@@ -297,12 +326,58 @@ class Resizer:
         if ending is not None and track.lend is not None:
             track.lend.noticed = True
             stage = GrantStage.ENDING
-            self.log(guest, track.kind, f"its burst ends in {ending:.0f} s")
+            text = f"its burst ends in {ending:.0f} s"
+            self.log(guest, track, EventCode.BURST, text, track.reserved, guest.sustained(track.kind))
         before, track.order = track.order, self.order(guest)
         message = self.grant(guest, track, track.reserved, stage)
         if not plugging:
             track.order = before
         self.out.append(Send(guest.name, guest.session, message))
+
+    def tell_throttled(self, guest: GuestState) -> None:
+        """Tell the guest what it cannot see for itself: that its quota holds it back."""
+        if guest.vm is None or not guest.connected or guest.observed:
+            return
+        new, told = guest.vm.cpu_throttled_permille, guest.throttled_permille
+        if abs(new - told) >= _THROTTLE_STEP_PERMILLE or (new == 0) != (told == 0):
+            guest.throttled_permille = new
+            message = Throttle(guest.vm.cpu_quota_millicores, new)
+            self.out.append(Send(guest.name, guest.session, message))
+
+    # ---- only observed ---------------------------------------------------------------------------
+
+    def let_go(self, guest: GuestState) -> None:
+        """From now on it is only observed: end what is under way. A guest that was being asked for something hears what
+        it has, as the last thing that it is told.
+        """
+        for track in guest.tracks.values():
+            track.announce = track.phase in (Phase.ASKING, Phase.UNPLUGGING)
+            if track.phase is not Phase.PLUGGING or track.kind is Kind.CPU:
+                track.end()
+            track.overdue = track.doubtful = track.settled = False
+            track.kept = 0
+        guest.vm_fresh = False  # a request may still wait at the hypervisor
+        self.out.append(Observe(guest.name))
+
+    def take_over(self, guest: GuestState) -> None:
+        """It is served from now on: what it holds has to be durable, and it may not know its grant."""
+        for track in guest.tracks.values():
+            track.would, track.announce = None, True
+            if track.phase is not Phase.IDLE:
+                track.deadline = self.now + self.timing.plug_progress_seconds
+        self.record(guest)
+
+    def rehearse(self, guest: GuestState, track: Track, amount: int) -> None:
+        """Say to what an observed guest would be resized."""
+        growing = amount > (track.reserved if track.would is None else track.would)
+        (track.grown_at if growing else track.shrunk_at).append(self.now)
+        if growing:
+            track.shrink_after = max(track.shrink_after, self.now + self.timing.cool_down_seconds)
+        track.would = amount
+        if amount != track.reserved:
+            word = "grow" if amount > track.reserved else "shrink"
+            text = f"would {word} to {track.kind.show(amount)}: {track.reason.text}"
+            self.log(guest, track, EventCode.WOULD, text, track.reserved, amount)
 
     # ---- small parts -----------------------------------------------------------------------------
 
@@ -311,12 +386,14 @@ class Resizer:
         if amount == track.reserved:
             return
         lend.flow(guest, track, self.now)
-        track.reserved = amount
+        track.reserved, track.would = amount, None
         self.books[track.kind].put(guest.name, amount, guest.limits.min.get(track.kind))
         self.record(guest)
 
     def record(self, guest: GuestState) -> None:
-        """Have what is reserved made durable, and the credit where there is a bucket."""
+        """Have what is reserved made durable, and the credit where there is a bucket; nothing of an observed guest."""
+        if guest.observed:
+            return
         credit = None
         lends = {kind: track.lend for kind, track in guest.tracks.items()}
         if any(lends.values()):
@@ -346,9 +423,19 @@ class Resizer:
         self._last_request += 1
         return OrderId(self.epoch, self._last_request, guest.revision)
 
-    def log(self, guest: GuestState, kind: Kind, text: str) -> None:
-        """Say it to people."""
-        self.out.append(Log(guest.name, kind, text))
+    def log(
+        self,
+        guest: GuestState,
+        track: Track,
+        code: EventCode,
+        text: str,
+        before: int,
+        after: int,
+        reason: Reason | None = None,
+    ) -> None:
+        """Say it to people. Without a `reason` it is the target's."""
+        inputs = self._inputs(guest, track)
+        self.out.append(Log(guest.name, track.kind, text, code, before, after, reason or track.reason, inputs))
 
 
 def _may_deflate(track: Track, vm: VmState) -> bool:

@@ -97,6 +97,8 @@ class Track:
     reason: Reason = _NOTHING_YET
     phase: Phase = Phase.IDLE
     amount: int = 0  # where the resize under way leads
+    before: int = 0  # what was reserved when it began
+    would: int | None = None  # of an observed guest: what was last said that it would have
     order: OrderId | None = None
     stage: ReclaimStage = ReclaimStage.ASK
     deadline: float = 0.0
@@ -117,6 +119,8 @@ class Track:
 
     def begin(self, phase: Phase, amount: int, now: float, seconds: float, progress: int) -> None:
         """Enter a phase that leads to `amount`, with so many seconds for the first step."""
+        if self.phase is Phase.IDLE or (phase is Phase.PLUGGING) != (self.phase is Phase.PLUGGING):
+            self.before = self.reserved
         if phase is Phase.PLUGGING and self.phase is not Phase.PLUGGING:
             self.grown_at.append(now)
         elif phase is not Phase.PLUGGING and self.phase is Phase.IDLE:
