@@ -5,6 +5,7 @@
     GuestdError
     ├── ConfigError            file, key, value and what was expected; exit code 2
     ├── TraceError             file, line and what was expected of a load trace; exit code 2
+    ├── RecordError            a record of decisions that cannot be read or replayed; exit code 2
     ├── AdmissionError         a limit or a guest that does not fit, with the numbers
     ├── NotFoundError          no guest of that name
     ├── ProtocolError          a peer's message that makes no sense; the peer's stream ends, nothing else
@@ -13,6 +14,7 @@
     │   └── SupersededError    no fault: a newer stream of the same guest has the floor, or the guest was taken out
     ├── JournalError           the broker's database cannot be read or written
     ├── UnreachableError       nobody answers at that address; exit code 5
+    ├── DeniedError            somebody is there, and does not let us in; exit code 3
     └── HypervisorError        the hypervisor answered with a failure: nothing was done
         ├── HypervisorGone     the VM's process is gone: that is a confirmation
         ├── HypervisorUnreachable   no connection; the VM may or may not run
@@ -45,6 +47,10 @@ class TraceError(GuestdError):
         super().__init__(f"{where}: {problem}; expected {expected}")
 
 
+class RecordError(GuestdError):
+    """A record of decisions that is missing, damaged or of another version."""
+
+
 class AdmissionError(GuestdError):
     """A guest or a limit that does not fit; the text holds the numbers."""
 
@@ -75,6 +81,10 @@ class JournalError(GuestdError):
 
 class UnreachableError(GuestdError):
     """Nobody answers at that address."""
+
+
+class DeniedError(GuestdError):
+    """Whoever is at that address does not let this user, host or certificate in, or not do that."""
 
 
 class HypervisorError(GuestdError):

@@ -22,16 +22,19 @@ from collections.abc import Mapping
 
 from guestd.broker.core import judge, ledger, lend
 from guestd.broker.core.actions import Action, HypervisorAction, Observe, RequestCpuQuota, RequestVcpus
+from guestd.broker.core.advice import Case
 from guestd.broker.core.alarms import Alarms
 from guestd.broker.core.expect import PLENTY_SHARE, Expectation
-from guestd.broker.core.explain import explain_target, known_inputs
+from guestd.broker.core.explain import explain_resource, explain_target, known_inputs
 from guestd.broker.core.guest import GuestState
+from guestd.broker.core.reclaim import reclaim
 from guestd.broker.core.resize import Resizer
 from guestd.broker.core.room import share_room
 from guestd.broker.core.shares import Shares
 from guestd.broker.core.track import Phase, Timing, Track
-from guestd.model.errors import NotFoundError, SupersededError, VersionError
+from guestd.model.errors import AdmissionError, NotFoundError, SupersededError, VersionError
 from guestd.model.event import DecisionInputs, EventCode
+from guestd.model.explanation import ReclaimedResource, ReclaimRequest, ResourceExplanation
 from guestd.model.messages import Ack, AckStatus, Demand, Heartbeat, Hello, Welcome
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.vm import VmState, VmStatus
@@ -158,6 +161,14 @@ class BrokerMachine:
         self._guest(name).paused = paused
         self._touched.add(name)
 
+    def set_park(self, name: str, park: bool) -> None:
+        """Leave a guest's vCPUs plugged from now on, or not, see `GuestState.park`.
+
+        :raise NotFoundError: When there is none of that name.
+        """
+        self._guest(name).park = park
+        self._touched.add(name)
+
     def observe(self, name: str, observed: bool) -> None:
         """Only watch a guest from now on, or serve it (again). What is under way is let go of.
 
@@ -178,6 +189,25 @@ class BrokerMachine:
             shares.rehearse()
         if first:
             self._touched.update(self.guests)
+
+    def reclaim(self, name: str, request: ReclaimRequest, now: float) -> tuple[ReclaimedResource, ...]:
+        """Take back what a guest does not need, now; CPU and memory, in this order. See `reclaim.py`.
+
+        :raise NotFoundError: When there is none of that name.
+        :raise AdmissionError: When nothing can be decided about it now, and why.
+        """
+        guest, stale, dry_run = self._guest(name), self._stale_seconds, request.dry_run
+        why = guest.why_unclear(now, stale) if dry_run else guest.why_fixed(now, stale)
+        if why is not None or guest.demand is None:
+            raise AdmissionError(f"nothing can be reclaimed from guest {name!r} now: {why}")
+        self._resizer.now = now
+        if not dry_run:
+            self._touched.add(name)
+        at_most = {Kind.CPU: request.cpu_millicores, Kind.MEMORY: request.memory_bytes}
+        return tuple(
+            reclaim(self._resizer, guest, guest.demand, track, at_most[kind], dry_run)
+            for kind, track in guest.tracks.items()
+        )
 
     # ---- the hypervisor --------------------------------------------------------------------------
 
@@ -464,6 +494,16 @@ class BrokerMachine:
         """
         guest = self._guest(name)
         return self._inputs(guest, guest.tracks[kind])
+
+    def explain_resource(self, name: str, kind: Kind, now: float) -> ResourceExplanation:
+        """Why a guest has what it has of one kind, and what it would take to get more.
+
+        :raise NotFoundError: When there is none of that name.
+        """
+        self.explain(name, now)
+        guest = self._guest(name)
+        inputs, others = self.inputs(name, kind), self.guests.values()
+        return explain_resource(Case(guest, guest.tracks[kind], inputs, self.timing, self._stale_seconds, now, others))
 
     def _inputs(self, guest: GuestState, track: Track) -> DecisionInputs:
         kind = track.kind
