@@ -23,7 +23,10 @@ from guestd.model.errors import AdmissionError, ConfigError, GuestdError, Journa
 from guestd.runtime import logs
 from guestd.runtime.notify import Notifier
 from guestd.wire.relay import IngressRelay, Peers, vsock_listener
-from guestd.wire.server import serve_admin, serve_guests, serve_monitor
+from guestd.wire.serve_admin import serve_admin
+from guestd.wire.serve_guests import serve_guests
+from guestd.wire.serve_monitor import serve_monitor, serve_remote_monitor
+from guestd.wire.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
 _COLLECT_AFTER_OBJECTS = 50_000
@@ -106,6 +109,11 @@ async def run(
         await serve_monitor(engine, run_dir / "monitor.sock"),
         await serve_admin(engine, run_dir / "admin.sock"),
     ]
+    remote = config.outlets.monitor
+    if remote is not None:
+        files = TlsFiles(remote.certificate, remote.key, remote.client_ca)
+        listener = await serve_remote_monitor(engine, str(remote.listen), files)
+        servers += [listener] if listener else []
     metrics = None
     if config.outlets.metrics is not None:
         from guestd.broker.metrics.serve import serve_metrics  # with an HTTP library: only for those who want it
@@ -138,6 +146,7 @@ async def run(
             task.result()
     finally:
         notifier.stopping()
+        engine.health.stop()
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)

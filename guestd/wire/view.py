@@ -1,15 +1,21 @@
-"""What the monitor shows, to the wire: `guestd.model.view` in the words of monitor.proto."""
+"""What the monitor shows, to the wire and back: `guestd.model.view` in the words of monitor.proto.
+
+What a newer broker says that is not known here reads as unknown.
+"""
+
+from datetime import UTC
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from guestd.model.resources import Kind
+from guestd.model.messages import Reason
+from guestd.model.resources import Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsOrigin, ResizePhase, ResourceView
 from guestd.model.vm import VmStatus
 from guestd.v1 import common_pb2, monitor_pb2
 from guestd.wire.convert import limits_to_wire, reason_to_wire, resources_to_wire
+from guestd.wire.convert.words import KIND, KIND_BACK
 
-_KIND = {Kind.CPU: common_pb2.RESOURCE_KIND_CPU, Kind.MEMORY: common_pb2.RESOURCE_KIND_MEMORY}
 _PHASE = {
     ResizePhase.IDLE: monitor_pb2.RESIZE_PHASE_IDLE,
     ResizePhase.PLUGGING: monitor_pb2.RESIZE_PHASE_PLUGGING,
@@ -26,6 +32,9 @@ _ORIGIN = {
     LimitsOrigin.FILE: monitor_pb2.LIMITS_ORIGIN_FILE,
     LimitsOrigin.ADMIN: monitor_pb2.LIMITS_ORIGIN_ADMIN,
 }
+_PHASE_BACK = {number: phase for phase, number in _PHASE.items()}
+_STATUS_BACK = {number: status for status, number in _STATUS.items()}
+_ORIGIN_BACK = {number: origin for origin, number in _ORIGIN.items()}
 
 
 def host_to_wire(host: HostView) -> monitor_pb2.Host:
@@ -69,12 +78,13 @@ def guest_to_wire(guest: GuestView) -> monitor_pb2.Guest:
         protocol_errors=guest.protocol_errors,
         revision=guest.revision,
         degraded=guest.degraded,
+        observed=guest.observed,
     )
 
 
 def _resource_to_wire(one: ResourceView) -> monitor_pb2.GuestResource:
     return monitor_pb2.GuestResource(
-        kind=_KIND[one.kind],
+        kind=KIND[one.kind],
         demand=one.demand,
         target=one.target,
         reserved=one.reserved,
@@ -95,3 +105,90 @@ def _resource_to_wire(one: ResourceView) -> monitor_pb2.GuestResource:
         quota=one.quota,
         throttled_permille=one.throttled_permille,
     )
+
+
+def host_view(host: monitor_pb2.Host) -> HostView:
+    """The host, from its message."""
+    return HostView(
+        capacity=_resources(host.capacity),
+        reserve=_resources(host.reserve),
+        overhead=_resources(host.overhead),
+        committed=_resources(host.committed),
+        minimums=_resources(host.minimums),
+        free=_resources(host.free),
+        epoch=host.epoch,
+        version=host.version,
+        started_at=host.started_at.ToDatetime(UTC) if host.HasField("started_at") else None,
+        guests=host.guests,
+        guests_connected=host.guests_connected,
+    )
+
+
+def guest_view(guest: monitor_pb2.Guest) -> GuestView:
+    """A guest, from its message."""
+    return GuestView(
+        name=guest.name,
+        limits=limits_view(guest.limits),
+        limits_origin=_ORIGIN_BACK.get(guest.limits_origin, LimitsOrigin.UNKNOWN),
+        limits_origin_detail=guest.limits_origin_detail,
+        vm_status=_STATUS_BACK.get(guest.vm_status),
+        paused=guest.paused,
+        connected=guest.connected,
+        channel=guest.channel,
+        hostname=guest.hostname,
+        agent_version=guest.agent_version,
+        kernel=guest.kernel,
+        resources=tuple(_resource_view(one) for one in guest.resources if one.kind in KIND_BACK),
+        demand_reasons=tuple(reason_view(reason) for reason in guest.demand_reasons),
+        last_seen_ago_seconds=(guest.last_seen_ago.ToNanoseconds() / 1e9 if guest.HasField("last_seen_ago") else None),
+        protocol_errors=guest.protocol_errors,
+        revision=guest.revision,
+        degraded=guest.degraded,
+        observed=guest.observed,
+    )
+
+
+def _resource_view(resource: monitor_pb2.GuestResource) -> ResourceView:
+    return ResourceView(
+        kind=KIND_BACK[resource.kind],
+        demand=resource.demand,
+        target=resource.target,
+        reserved=resource.reserved,
+        plugged=resource.plugged,
+        onlined=resource.onlined,
+        usable=resource.usable,
+        used=resource.used,
+        phase=_PHASE_BACK.get(resource.phase, ResizePhase.UNKNOWN),
+        reason=reason_view(resource.reason),
+        grows=resource.grows,
+        shrinks=resource.shrinks,
+        partials=resource.partials,
+        refusals=resource.refusals,
+        failures=resource.failures,
+        overdue=resource.overdue,
+        burst=resource.burst,
+        burst_credit=resource.burst_credit,
+        quota=resource.quota,
+        throttled_permille=resource.throttled_permille,
+    )
+
+
+def limits_view(limits: common_pb2.Limits) -> Limits:
+    """Limits, from their message."""
+    return Limits(
+        min=_resources(limits.min),
+        max=_resources(limits.max),
+        weight=_resources(limits.weight),
+        burst=_resources(limits.burst),
+        burst_credit=_resources(limits.burst_credit),
+        burst_refill=_resources(limits.burst_refill),
+    )
+
+
+def reason_view(reason: common_pb2.Reason) -> Reason:
+    """A reason, from its message."""
+    return Reason(reason.code, reason.text)
+
+
+def _resources(message: common_pb2.Resources) -> Resources:
+    return Resources(message.cpu_millicores, message.memory_bytes)

@@ -41,7 +41,9 @@ from guestd.sim.kernel import GuestKernel, Load
 from guestd.v1 import guest_pb2
 from guestd.wire import convert
 from guestd.wire.relay import IngressRelay, Peers
-from guestd.wire.server import serve_admin, serve_guests, serve_monitor
+from guestd.wire.serve_admin import serve_admin
+from guestd.wire.serve_guests import serve_guests
+from guestd.wire.serve_monitor import serve_monitor
 
 QUICK = Timing(cool_down_seconds=0.3, retry_seconds=0.3, ask_seconds=1.0, urge_seconds=1.0, overdue_seconds=1.0)
 CAPABLE = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE, Capability.VIRTIO_MEM, Capability.PSI})

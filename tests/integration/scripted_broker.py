@@ -31,7 +31,7 @@ from guestd.model.messages import (
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB
 from guestd.wire.relay import IngressRelay, Peer, Peers
-from guestd.wire.server import serve_guests
+from guestd.wire.serve_guests import serve_guests
 
 _LIMITS = Resources(1000, 256 * MIB), Resources(64_000, 64 * GIB)
 

@@ -138,7 +138,7 @@ LOOPBACK = (
     + _CLIENT
     + """
 from guestd.wire.relay import IngressRelay, Peers, vsock_listener
-from guestd.wire.server import serve_guests
+from guestd.wire.serve_guests import serve_guests
 
 class Outbox:
     def __init__(self, first):

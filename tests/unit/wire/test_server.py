@@ -23,14 +23,18 @@ from guestd.model.errors import (
     SupersededError,
     VersionError,
 )
+from guestd.model.explanation import ReclaimedResource, ReclaimRequest
 from guestd.model.guest import Identity
-from guestd.model.messages import BrokerMessage, GuestMessage, Heartbeat, Hello, Usable, Welcome
-from guestd.model.resources import Limits, Resources
+from guestd.model.messages import BrokerMessage, GuestMessage, Heartbeat, Hello, Reason, Usable, Welcome
+from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsChange
 from guestd.v1 import admin_pb2, admin_pb2_grpc, common_pb2, guest_pb2, guest_pb2_grpc, monitor_pb2, monitor_pb2_grpc
-from guestd.wire import convert, server
+from guestd.wire import convert, serve_guests as guests_service
+from guestd.wire.health import Health
 from guestd.wire.relay import IngressRelay, Peer, Peers
-from guestd.wire.server import serve_admin, serve_guests, serve_monitor
+from guestd.wire.serve_admin import serve_admin
+from guestd.wire.serve_guests import serve_guests
+from guestd.wire.serve_monitor import serve_monitor
 
 HELLO = Hello(1, 1, Identity(bytes(16), 1), Usable())
 WELCOME = Welcome(1, "a", 1, 10.0, Resources(), Resources())
@@ -65,6 +69,7 @@ class Backend:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.health = Health()
         self.outbox_error: ProtocolError | None = None
         self.receive_error: ProtocolError | None = None
         self.calls: list[tuple[object, ...]] = []
@@ -120,6 +125,10 @@ class Backend:
 
     async def pause_guest(self, name: str, paused: bool) -> None:
         await self._do("pause", name, paused)
+
+    async def reclaim_guest(self, name: str, request: ReclaimRequest) -> tuple[ReclaimedResource, ...]:
+        await self._do("reclaim", name, request)
+        return (ReclaimedResource(Kind.CPU, 4000, 1000, Reason("floor", "it needs that")),)
 
     async def _do(self, *call: object) -> None:
         if self.error is not None:
@@ -241,7 +250,7 @@ async def test_a_guest_that_hangs_up_is_disconnected_once(backend: Backend, root
 async def test_hello_is_not_waited_for_without_end(
     backend: Backend, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_HELLO_SECONDS", 0.1)
+    monkeypatch.setattr(guests_service, "_HELLO_SECONDS", 0.1)
     async with grpc.aio.insecure_channel(f"unix:{root}/a") as channel:
         call = guest_pb2_grpc.GuestServiceStub(channel).Negotiate()
         assert await ended(call) is grpc.StatusCode.INVALID_ARGUMENT
@@ -274,6 +283,7 @@ async def test_each_error_has_its_status_in_every_call(
             stub.ResetLimits(admin_pb2.ResetLimitsRequest(name="vm-00")),
             stub.PauseGuest(admin_pb2.PauseGuestRequest(name="vm-00")),
             stub.ResumeGuest(admin_pb2.ResumeGuestRequest(name="vm-00")),
+            stub.ReclaimGuest(admin_pb2.ReclaimGuestRequest(name="vm-00")),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
@@ -336,6 +346,6 @@ async def test_a_place_that_cannot_be_listened_on_is_named(root: Path) -> None:
 
 
 def test_guests_messages_have_a_hard_limit() -> None:
-    options = dict(server.GUEST_SERVER_OPTIONS)
+    options = dict(guests_service.GUEST_SERVER_OPTIONS)
     assert convert.MAX_MESSAGE_BYTES < options["grpc.max_receive_message_length"] <= 4 * convert.MAX_MESSAGE_BYTES
     assert guest_pb2.DESCRIPTOR.services_by_name["GuestService"].full_name == "guestd.v1.GuestService"
