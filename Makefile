@@ -22,7 +22,7 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mm
 	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
 VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
-.PHONY: help setup setup-vm packages-vm install-guest install-lab install-broker proto generate-proto lint types test-fast test demo bench-guest bench-broker scoreboard clean
+.PHONY: help setup setup-vm setup-monitoring packages-vm install-guest install-lab install-broker proto generate-proto lint types test-fast test demo bench-guest bench-broker scoreboard clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,16 @@ packages-vm:
 	if [ -n "$$missing" ]; then \
 		echo "==> installing from Debian:$$missing"; \
 		$(APT_GET) update -q && $(APT_GET) install -qy --no-install-recommends $(VM_PACKAGES); \
+	fi
+
+# The programs alone: the package as a whole would start a server on port 9090.
+MONITORING := build/monitoring
+setup-monitoring:  ## Prometheus from Debian if missing, for the tests of the metrics
+	@if ! command -v promtool >/dev/null && [ ! -x $(MONITORING)/usr/bin/promtool ]; then \
+		echo '==> fetching Prometheus from Debian'; \
+		rm -rf $(MONITORING) && mkdir -p $(MONITORING) && cd $(MONITORING); \
+		apt-get download -qq prometheus || { $(APT_GET) update -q && apt-get download -qq prometheus; }; \
+		dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb; \
 	fi
 
 setup-vm: setup packages-vm  ## QEMU and image tools from Debian if missing, and the guest image
@@ -160,6 +170,8 @@ test-fast: setup  ## everything that needs no virtual machine
 test: setup  ## everything
 	@$(MAKE) --no-print-directory setup-vm || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
 		echo '==> no virtual machines here: their tests will say what is missing'; }
+	@$(MAKE) --no-print-directory setup-monitoring || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
+		echo '==> no Prometheus here: its tests will be skipped'; }
 	@$(MAKE) --no-print-directory lint types
 	$(PYTEST)
 
