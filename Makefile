@@ -22,7 +22,7 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mm
 	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
 VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
-.PHONY: help setup setup-vm setup-monitoring packages-vm install-guest install-lab install-broker proto generate-proto lint types test-fast test demo bench-guest bench-broker scoreboard clean
+.PHONY: help setup setup-vm setup-monitoring setup-page packages-vm install-guest install-lab install-broker proto generate-proto lint types test-fast test demo bench-guest bench-broker scoreboard clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -56,6 +56,12 @@ setup-monitoring:  ## Prometheus from Debian if missing, for the tests of the me
 		rm -rf $(MONITORING) && mkdir -p $(MONITORING) && cd $(MONITORING); \
 		apt-get download -qq prometheus || { $(APT_GET) update -q && apt-get download -qq prometheus; }; \
 		dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb; \
+	fi
+
+setup-page:  ## Chromium from Debian if missing, for the tests of the live page
+	@if ! command -v chromium >/dev/null; then \
+		echo '==> installing Chromium from Debian'; \
+		$(APT_GET) update -q && $(APT_GET) install -qy --no-install-recommends chromium fonts-inter; \
 	fi
 
 setup-vm: setup packages-vm  ## QEMU and image tools from Debian if missing, and the guest image
@@ -172,6 +178,8 @@ test: setup  ## everything
 		echo '==> no virtual machines here: their tests will say what is missing'; }
 	@$(MAKE) --no-print-directory setup-monitoring || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
 		echo '==> no Prometheus here: its tests will be skipped'; }
+	@$(MAKE) --no-print-directory setup-page || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
+		echo '==> no Chromium here: the tests of the live page will be skipped'; }
 	@$(MAKE) --no-print-directory lint types
 	$(PYTEST)
 

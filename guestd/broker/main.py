@@ -119,6 +119,11 @@ async def run(
         from guestd.broker.metrics.serve import serve_metrics  # with an HTTP library: only for those who want it
 
         metrics = await serve_metrics(engine, config.outlets.metrics, config.outlets.web_hosts)
+    page = None
+    if config.outlets.web is not None:
+        from guestd.broker.web.page import serve_page  # likewise
+
+        page = await serve_page(engine, config.outlets.web, config.outlets.web_hosts)
     listen(relay, engine, config)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -152,6 +157,8 @@ async def run(
         await asyncio.gather(*waiting, return_exceptions=True)
         if metrics is not None:
             await metrics.cleanup()
+        if page is not None:
+            await page.cleanup()
         await relay.close()
         for server in servers:
             await server.stop(0.2)

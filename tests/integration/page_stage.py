@@ -95,7 +95,7 @@ class Stage:
             for guest in self.guests.values()
         ]
         scale = max(1, math.ceil(count / 30))
-        capacity, reserve = Resources(64_000 * scale, 192 * GIB * scale), Resources(2000, 4 * GIB)
+        capacity, reserve = Resources(112_000 * scale, 192 * GIB * scale), Resources(2000, 4 * GIB)
         overhead = Resources(10 * count, 48 * MIB * count)
         charged = sum((_larger(*pair) for pair in zip(held, floor, strict=True)), Resources())
         return HostView(
@@ -239,9 +239,18 @@ def _resource(kind: Kind, limits: Limits, unit: int, index: int, seconds: float,
         reserved = min(top, -(-demand // unit) * unit)
     burst = max(0, reserved - limits.max.get(kind))
     return ResourceView(
-        kind, demand, reserved, reserved, usable, usable, usable, int(demand * 0.9), phase, Reason("demand", "as asked"),
+        kind,
+        demand,
+        reserved,
+        reserved,
+        usable,
+        usable,
+        usable,
+        int(demand * 0.9),
+        phase,
+        Reason("demand", "as asked"),
         burst=burst,
-    )  # fmt: skip
+    )
 
 
 def _past(one: ResourceView) -> HistoryResource:
@@ -254,4 +263,4 @@ def _explained(guest: GuestView, kind: Kind) -> ResourceExplanation:
     more: tuple[Reason, ...] = ()
     if one.demand > one.reserved:
         more = (Reason("max", f"raise its max of {kind.show(high)}: guestctl set-limits {guest.name}"),)
-    return ResourceExplanation(kind, summary, Reason("demand", summary), None, guest.demand_reasons, more)
+    return ResourceExplanation(kind, summary, Reason("demand", summary), None, guest.demand_reasons if kind is Kind.CPU else (), more)

@@ -131,7 +131,7 @@ class Feed:
     async def _follow_events(self) -> None:
         """Those that happened just before, and all from then on; without a store of events the page does without."""
         last: int | None = None
-        while True:
+        while hasattr(self._backend, "follow_events"):
             try:
                 if last is None:
                     last = 0

@@ -41,9 +41,10 @@ export class Chart {
         height: HEIGHT,
         padding: [8, 4, 0, 0],
         cursor: { y: false, drag: { x: false, y: false }, points: { size: 5 } },
+        legend: { markers: { dash: (_, index) => (index === 2 ? "dashed" : "solid") } },
         scales: { x: { time: true, auto: false, range: () => this.range }, y: { range: (_, low, high) => [0, (high || 1) * 1.12] } },
         axes: [
-          { ...axis, size: 24, space: 60, values: "{HH}:{mm}", values: (plot, ticks) => ticks.map((one) => time(one, this.range)) },
+          { ...axis, size: 24, space: 46, values: (plot, ticks) => ticks.map((one) => time(one, this.range)) },
           { ...axis, size: 56, space: 30, splits: this.kind === "memory" ? binary : undefined, values: (_, ticks) => ticks.map((one) => short(this.kind, one)) },
         ],
         series: [
@@ -57,15 +58,23 @@ export class Chart {
       this.data,
       this.root,
     );
+    this.plot.over.addEventListener("mouseleave", () => setTimeout(() => this.#show()));
+    this.#show();
   }
 
   /** @param data columns: seconds, then FIELDS. @param range seconds, from and to. */
   update(data, range) {
     this.data = data;
     this.range = range;
-    this.plot?.setData(data, true);
+    this.#show();
     const last = FIELDS.map((field, index) => `${NAMES[field]} ${short(this.kind, data[index + 1].at(-1) ?? 0)}`);
     this.root.setAttribute("aria-label", `${TITLE[this.kind]} over time; now ${last.join(", ")}`);
+  }
+
+  #show() {
+    if (!this.plot) return;
+    this.plot.setData(this.data, true);
+    if (this.plot.cursor.idx == null && this.data[0].length) this.plot.setLegend({ idx: this.data[0].length - 1 });
   }
 
   /** Other colours. */
@@ -90,7 +99,7 @@ const two = (number) => String(number).padStart(2, "0");
 function time(seconds, [from, to]) {
   const at = new Date(seconds * 1000);
   const clock = `${two(at.getHours())}:${two(at.getMinutes())}`;
-  return to - from < 600 ? `${clock}:${two(at.getSeconds())}` : clock;
+  return to - from < 600 && at.getSeconds() ? `${clock}:${two(at.getSeconds())}` : clock;
 }
 
 /** Round numbers of bytes. */

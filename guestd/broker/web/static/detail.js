@@ -8,6 +8,7 @@ import { condition } from "./state.js";
 
 const RANGES = [[300, "5 min"], [3600, "1 h"], [86400, "24 h"]];
 const WHY_MS = 1000; // why is asked for at most so often
+const LEAST_SECONDS = 30; // of the host, whose past begins when the page is opened
 const AMOUNTS = [["demand", "needed"], ["used", "in use"], ["reserved", "granted"], ["plugged", "plugged"], ["usable", "usable"]];
 
 export class Detail {
@@ -250,7 +251,8 @@ export class Detail {
   #plot() {
     if (this.name === null) return;
     const now = this.state.now() / 1000;
-    const from = now - this.seconds;
+    const seen = this.name ? -Infinity : Math.min(now - LEAST_SECONDS, this.state.samples[0]?.[0] / 1000);
+    const from = Math.max(now - this.seconds, seen);
     KINDS.forEach((kind, index) => {
       const points = this.name ? this.#points(kind) : this.state.samples.map(([at, totals]) => [at / 1000, totals[kind]]);
       const data = [[], [], [], [], []];

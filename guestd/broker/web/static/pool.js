@@ -7,7 +7,7 @@ const PARTS = [
   ["reserve", "host"],
   ["overhead", "overhead"],
   ["minimums", "minimums"],
-  ["above", "above minimums"],
+  ["above", "above min"],
   ["free", "free"],
 ];
 
@@ -64,7 +64,7 @@ class Pool {
       this.values[index].textContent = short(kind, shown[index]);
     });
     this.figure.textContent = amount(kind, of("committed"));
-    this.of.textContent = `granted of ${amount(kind, of("capacity"))}`;
+    this.of.textContent = `of ${amount(kind, of("capacity"))} granted`;
     this.asked.textContent = `needed ${amount(kind, totals.demand)}`;
     const before = shares[0] + shares[1];
     this.mark.style.left = `${Math.min(100, ((before + totals.demand) / whole) * 100).toFixed(2)}%`;
