@@ -88,7 +88,10 @@ class Engine(Operators):
             if guest.name in by_call:
                 limits, origin = by_call[guest.name], (LimitsOrigin.ADMIN, saved.limits[guest.name][1])
             known = saved.reserved.get(guest.name, SavedGuest())
-            self.machine.add_guest(guest.name, limits, known.reserved, known.revision, known.credit, guest.park_cpus)
+            observe = self._observes(guest)
+            self.machine.add_guest(
+                guest.name, limits, known.reserved, known.revision, known.credit, guest.park_cpus, observe
+            )
             self.machine.pause(guest.name, guest.name in saved.paused)
             self._origin[guest.name] = origin
             await self._attach(guest)
@@ -139,13 +142,21 @@ class Engine(Operators):
             except OSError as error:
                 _log.error("guest %s cannot be listened to: %s; it is left as it is", guest.name, error)
         worker = VmWorker(
-            self._make_vm(guest), partial(self._on_state, guest.name), partial(self._on_failed, guest.name), guest.name
+            self._make_vm(guest),
+            partial(self._on_state, guest.name),
+            partial(self._on_failed, guest.name),
+            guest.name,
+            self._observes(guest),
         )
         self._workers[guest.name] = worker
         if guest.cid is not None:
             self._by_cid[guest.cid] = guest.name
         await worker.start()
         self._changed(guest.name)
+
+    def _observe(self, name: str, observed: bool) -> None:
+        self.machine.observe(name, observed)
+        self._workers[name].only_observe(observed)
 
     async def _detach(self, name: str) -> None:
         """Let go of a guest. Its stream ends: the channel that it came by may be another's from now on."""

@@ -23,8 +23,10 @@ from guestd.broker.journal import Journal
 from guestd.broker.metrics.tally import Tally
 from guestd.broker.view import guest_view, host_view
 from guestd.model.errors import AdmissionError, ConfigError, JournalError, NotFoundError
+from guestd.model.explanation import ReclaimedResource, ReclaimRequest
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsChange, LimitsOrigin
+from guestd.wire.health import Health
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +54,10 @@ class Operators(ABC):
     @abstractmethod
     async def _detach(self, name: str) -> None:
         """Let go of a guest; its VM stays as it is."""
+
+    @abstractmethod
+    def _observe(self, name: str, observed: bool) -> None:
+        """Only observe the guest from now on, or serve it."""
 
     @abstractmethod
     def _kick(self, *names: str) -> None:
@@ -94,7 +100,7 @@ class Operators(ABC):
                 configuration.check_channels({**self._guests, name: guest})
             except ConfigError as error:
                 raise ValueError(str(error)) from error
-            self.machine.add_guest(name, limits, park=guest.park_cpus)
+            self.machine.add_guest(name, limits, park=guest.park_cpus, observe=self._observes(guest))
             reach(Failpoint.ADDING)
             try:
                 await self._journal.add_guest(guest)
@@ -163,6 +169,14 @@ class Operators(ABC):
             self.machine.pause(name, paused)
         self._kick(name)
 
+    async def reclaim_guest(self, name: str, request: ReclaimRequest) -> tuple[ReclaimedResource, ...]:
+        """See `wire.server.OperatorBackend`."""
+        self._known(name)
+        reclaimed = self.machine.reclaim(name, request, self._clock())
+        if not request.dry_run:
+            self._kick(name)
+        return reclaimed
+
     async def reload(self, config: BrokerConfig) -> None:
         """Take over another configuration: guests come, go and change without dropping a stream.
 
@@ -198,7 +212,7 @@ class Operators(ABC):
     async def _take_over(self, guest: GuestConfig, limits: Limits) -> None:
         known = self._guests.get(guest.name)
         if known is None:
-            self.machine.add_guest(guest.name, limits, park=guest.park_cpus)
+            self.machine.add_guest(guest.name, limits, park=guest.park_cpus, observe=self._observes(guest))
             self._origin[guest.name] = self._file_origin(guest)
             await self._attach(guest)
             return
@@ -212,6 +226,10 @@ class Operators(ABC):
             await self._attach(guest)
         else:
             self._guests[guest.name] = guest
+        self._observe(guest.name, self._observes(guest))
+
+    def _observes(self, guest: GuestConfig) -> bool:
+        return self._config.observe or guest.observe
 
     def _known(self, name: str) -> GuestState:
         state = self.machine.guests.get(name)

@@ -57,6 +57,7 @@ def guest_view(
         protocol_errors=protocol_errors,
         revision=guest.revision,
         degraded=_degraded(guest),
+        observed=guest.observed,
     )
 
 

@@ -26,7 +26,10 @@ _WATCH_SECONDS = 15.0
 
 
 class VmWorker:
-    """Carries out the machine's actions on one VM and reports what came of them."""
+    """Carries out the machine's actions on one VM and reports what came of them.
+
+    :param only_observed: nothing is done but to look; the machine asks for nothing else, and would be refused.
+    """
 
     def __init__(
         self,
@@ -34,13 +37,20 @@ class VmWorker:
         on_state: Callable[[VmState], None],
         on_failed: Callable[[HypervisorAction, HypervisorError], None],
         name: str,
+        only_observed: bool = False,
     ) -> None:
         self._vm, self._on_state, self._on_failed, self._name = vm, on_state, on_failed, name
+        self.only_observe(only_observed)
         self._queue: list[HypervisorAction] = []
         self._filled = Bell()
         self._observing = False
         self._waiting = 0  # requests in the queue
         self._task: asyncio.Task[None] | None = None
+
+    def only_observe(self, only: bool) -> None:
+        """Only look at the VM from now on, or do all that is asked."""
+        self._only_observed = only
+        self._vm.only_observe(only)
 
     async def start(self) -> None:
         """Watch the VM until `close`."""
@@ -87,6 +97,8 @@ class VmWorker:
 
     async def _perform(self, action: HypervisorAction) -> None:
         self._waiting -= not isinstance(action, Observe)
+        if self._only_observed and not isinstance(action, Observe):
+            raise HypervisorError("it is only observed: nothing is asked of its hypervisor")
         match action:
             case Observe():
                 self._observing = False

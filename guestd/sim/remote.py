@@ -386,6 +386,9 @@ class RemoteVm:
     def __init__(self, link: HypervisorLink, name: str) -> None:
         self._link, self._name = link, name
 
+    def only_observe(self, only: bool) -> None:
+        pass  # it does nothing unasked
+
     async def open(self, on_change: Callable[[], None]) -> None:
         await self._link.start()
         self._link.watch(self._name, on_change)

@@ -65,9 +65,17 @@ class CpuGroup:
 
         :raise CgroupError: When it cannot be read for another reason.
         """
-        group = self._group
-        if group is None:
-            return None
+        return self._read(self._group) if self._group is not None else None
+
+    def find(self) -> Bandwidth | None:
+        """What there is of a group that was made before, by whomever; None when no threads are bound.
+
+        :raise CgroupError: When it cannot be found or read.
+        """
+        seen = self._read(group_at(self._files, place_of(self._files, self.pid), self.name))
+        return seen if seen is not None and seen.threads else None
+
+    def _read(self, group: Group) -> Bandwidth | None:
         try:
             quota = group.quota()  # first: v2 has a cpu.stat even where the controller is off, with less in it
             return Bandwidth(group.threads(), quota, self._throttled(group))

@@ -1,12 +1,56 @@
-"""Why a guest has what it has, in words with numbers."""
+"""Why a guest has what it has, in words with numbers.
 
+What the guest itself said is repeated as it is, bounded in length: whoever shows it escapes it.
+"""
+
+from guestd.broker.core.advice import Case, to_get_more
 from guestd.broker.core.guest import GuestState
 from guestd.broker.core.judge import is_over_burst
-from guestd.broker.core.track import Track
-from guestd.model.event import DecisionInputs
+from guestd.broker.core.track import Phase, Track
+from guestd.model.explanation import ResourceExplanation
 from guestd.model.messages import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import round_down, round_up
+
+_LONGEST_QUOTE = 160
+_OTHER_PREFIX = {Kind.CPU: "memory-", Kind.MEMORY: "cpu-"}
+
+
+def explain_resource(case: Case) -> ResourceExplanation:
+    """One kind of one guest: what it has and why, and what it would take to get more."""
+    demand, other = case.guest.demand, _OTHER_PREFIX[case.kind]
+    reasons = tuple(one for one in demand.reasons if not one.code.startswith(other)) if demand is not None else ()
+    summary = _summary(case, next((one.text for one in reasons if one.code.startswith(f"{case.kind}-")), ""))
+    return ResourceExplanation(case.kind, summary, case.track.reason, case.inputs, reasons, to_get_more(case))
+
+
+def _summary(case: Case, quote: str) -> str:
+    guest, track = case.guest, case.track
+    has, reason = f"has {case.show(track.reserved)}", track.reason
+    if reason.code == "fixed":
+        return f"{has} and {reason.text}"
+    why = reason.text
+    if quote and guest.demand is not None:
+        needs = f"needs {case.show(guest.demand.needed.get(case.kind))}"
+        why = why.replace(needs, f"{needs} ({quote[:_LONGEST_QUOTE]})", 1)
+    if "max is" not in why and "above max" not in why:
+        why += f"; max is {case.show(guest.bounds(case.kind)[1])}"
+    return f"{has}{_way(case)} because it {why}"
+
+
+def _way(case: Case) -> str:
+    """Where it is going, when it is not there yet."""
+    track, target = case.track, case.show(case.track.target)
+    if case.guest.observed:
+        return (
+            f", is only observed and would have {target}" if track.target != track.reserved else ", is only observed,"
+        )
+    match track.phase:
+        case Phase.PLUGGING:
+            return f", growing to {case.show(track.amount)},"
+        case Phase.ASKING | Phase.UNPLUGGING:
+            return f", giving back down to {case.show(track.amount)},"
+    return f", is to have {target}," if track.target != track.reserved else ""
 
 
 def explain_target(guest: GuestState, track: Track, stale_seconds: float, now: float) -> Reason:
@@ -35,28 +79,3 @@ def explain_target(guest: GuestState, track: Track, stale_seconds: float, now: f
     if target == round_down(high, unit):
         return Reason("max", f"{shown}, max is {kind.show(high)}")
     return Reason("share", f"{shown}, its share of a scarce pool is {kind.show(target)}")
-
-
-def known_inputs(
-    guest: GuestState, track: Track, capacity: int, free: int, scarce: bool, idle_tax: float
-) -> DecisionInputs:
-    """All that a decision about one kind is made from."""
-    kind, demand = track.kind, guest.demand
-    used = 0
-    if demand is not None:
-        used = demand.cpu_used_millicores if kind is Kind.CPU else demand.memory_used_bytes
-    return DecisionInputs(
-        demand=demand.needed.get(kind) if demand is not None else 0,
-        used=used,
-        limits=guest.limits,
-        reserved=track.reserved,
-        plugged=guest.vm.plugged(kind) if guest.vm is not None else 0,
-        target=track.target,
-        expected=track.expected,
-        kept=track.kept,
-        burst_credit=track.lend.bucket.credit if track.lend is not None else 0,
-        capacity=capacity,
-        free=free,
-        scarce=scarce,
-        idle_tax_permille=round(idle_tax * 1000),
-    )

@@ -25,8 +25,9 @@ from guestd.broker.core.actions import Action, HypervisorAction, Observe, Reques
 from guestd.broker.core.advice import Case
 from guestd.broker.core.alarms import Alarms
 from guestd.broker.core.expect import PLENTY_SHARE, Expectation
-from guestd.broker.core.explain import explain_resource, explain_target, known_inputs
+from guestd.broker.core.explain import explain_resource, explain_target
 from guestd.broker.core.guest import GuestState
+from guestd.broker.core.inputs import PoolFacts, known_inputs
 from guestd.broker.core.reclaim import reclaim
 from guestd.broker.core.resize import Resizer
 from guestd.broker.core.room import share_room
@@ -60,7 +61,7 @@ class BrokerMachine:
         self.heartbeat_seconds = heartbeat_seconds
         self.timing = timing or Timing()
         self.guests: dict[str, GuestState] = {}
-        self._resizer = Resizer(epoch, self.timing, self._inputs)
+        self._resizer = Resizer(epoch, self.timing)
         self._observed: set[str] = set()
         self._shares = self._new_shares()
         self._last_session = 0
@@ -186,7 +187,7 @@ class BrokerMachine:
         first = observed and not self._observed
         (self._observed.add if observed else self._observed.discard)(name)
         for shares in self._shares.values():
-            shares.rehearse()
+            shares.rehearse(bool(self._observed))
         if first:
             self._touched.update(self.guests)
 
@@ -394,14 +395,14 @@ class BrokerMachine:
         capacity = host.for_guests(kind, count)
         shares = self._shares[kind]
         backed = host.backed(kind, count) if kind is Kind.MEMORY else capacity
-        concerned = {*looked_at, *shares.solve(capacity, backed)}
+        concerned = {*looked_at, *shares.solve(capacity, backed, self._observed)}
         plenty = not shares.scarce and self.free(kind) * PLENTY_SHARE >= capacity
         if self._plenty[kind] and not plenty:  # needs alone count now
             for guest in self.guests.values():
                 if guest.tracks[kind].expected:
                     shares.put(guest, now, self._stale_seconds, plenty)
-            concerned.update(shares.solve(capacity, backed))
-        self._plenty[kind] = plenty
+            concerned.update(shares.solve(capacity, backed, self._observed))
+        self._plenty[kind], self._resizer.pools[kind] = plenty, self._facts(kind)
         for name in sorted(concerned):
             self._decide(self.guests[name], kind, shares.target(self.guests[name]))
         growing = [
@@ -447,7 +448,7 @@ class BrokerMachine:
     def _would(self, guest: GuestState, track: Track) -> None:
         """Say what would begin, were the guest served."""
         now, stale, plenty = self._resizer.now, self._stale_seconds, self._plenty[track.kind]
-        scarce = self._shares[track.kind].scarce_for(guest)
+        scarce = self._shares[track.kind].scarce_if_served
         amount = judge.would_resize(guest, track, self.timing, stale, now, plenty, scarce)
         if amount is not None:
             track.reason = explain_target(guest, track, stale, now)
@@ -493,7 +494,7 @@ class BrokerMachine:
         :raise NotFoundError: When there is none of that name.
         """
         guest = self._guest(name)
-        return self._inputs(guest, guest.tracks[kind])
+        return known_inputs(guest, guest.tracks[kind], self._facts(kind), self._resizer.books[kind])
 
     def explain_resource(self, name: str, kind: Kind, now: float) -> ResourceExplanation:
         """Why a guest has what it has of one kind, and what it would take to get more.
@@ -505,16 +506,13 @@ class BrokerMachine:
         inputs, others = self.inputs(name, kind), self.guests.values()
         return explain_resource(Case(guest, guest.tracks[kind], inputs, self.timing, self._stale_seconds, now, others))
 
-    def _inputs(self, guest: GuestState, track: Track) -> DecisionInputs:
-        kind = track.kind
-        capacity, scarce = self.host.for_guests(kind, len(self.guests)), self._shares[kind].scarce_for(guest)
-        return known_inputs(guest, track, capacity, self.free(kind), scarce, self._idle_tax(kind))
-
-    def _idle_tax(self, kind: Kind) -> float:
-        return self.host.idle_tax if kind is Kind.MEMORY else 0.0
+    def _facts(self, kind: Kind) -> PoolFacts:
+        shares, capacity = self._shares[kind], self.host.for_guests(kind, len(self.guests))
+        return PoolFacts(capacity, shares.scarce, shares.scarce_if_served, shares.idle_tax)
 
     def _new_shares(self) -> dict[Kind, Shares]:
-        return {kind: Shares(kind, self._idle_tax(kind), self._observed) for kind in Kind}
+        taxes = {Kind.CPU: 0.0, Kind.MEMORY: self.host.idle_tax}
+        return {kind: Shares(kind, tax, bool(self._observed)) for kind, tax in taxes.items()}
 
     def _heard(self, guest: GuestState, now: float) -> None:
         guest.last_seen = now

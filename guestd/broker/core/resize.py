@@ -18,9 +18,10 @@ from guestd.broker.core.actions import (
     SettleMemory,
 )
 from guestd.broker.core.guest import GuestState
+from guestd.broker.core.inputs import PoolFacts, known_inputs
 from guestd.broker.core.ledger import Book
 from guestd.broker.core.track import Phase, Timing, Track
-from guestd.model.event import DecisionInputs, EventCode
+from guestd.model.event import EventCode
 from guestd.model.messages import Ack, AckStatus, Grant, GrantStage, OrderId, Reason, Reclaim, ReclaimStage, Throttle
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, round_up
@@ -31,16 +32,16 @@ _NEXT_STAGE = {ReclaimStage.ASK: ReclaimStage.URGE, ReclaimStage.URGE: ReclaimSt
 
 
 class Resizer:
-    """Begins, follows and ends resizes, and keeps the books. `now` is set by the machine before each use.
-
-    :param inputs: what is known of one kind of a guest now.
+    """Begins, follows and ends resizes, and keeps the books. `now` is set by the machine before each use, and `pools`
+    as they come out.
     """
 
-    def __init__(self, epoch: int, timing: Timing, inputs: Callable[[GuestState, Track], DecisionInputs]) -> None:
-        self.epoch, self.timing, self._inputs = epoch, timing, inputs
+    def __init__(self, epoch: int, timing: Timing) -> None:
+        self.epoch, self.timing = epoch, timing
         self.now = 0.0
         self.out: list[Action] = []
         self.books = {kind: Book() for kind in Kind}
+        self.pools = {kind: PoolFacts() for kind in Kind}
         self._last_request = 0
 
     # ---- how far it has come ---------------------------------------------------------------------
@@ -365,6 +366,8 @@ class Resizer:
             track.would, track.announce = None, True
             if track.phase is not Phase.IDLE:
                 track.deadline = self.now + self.timing.plug_progress_seconds
+        guest.vm_fresh = False  # it is seen with other eyes now, and put in order where that takes something
+        self.out.append(Observe(guest.name))
         self.record(guest)
 
     def rehearse(self, guest: GuestState, track: Track, amount: int) -> None:
@@ -434,7 +437,7 @@ class Resizer:
         reason: Reason | None = None,
     ) -> None:
         """Say it to people. Without a `reason` it is the target's."""
-        inputs = self._inputs(guest, track)
+        inputs = known_inputs(guest, track, self.pools[track.kind], self.books[track.kind])
         self.out.append(Log(guest.name, track.kind, text, code, before, after, reason or track.reason, inputs))
 
 

@@ -15,19 +15,18 @@ from guestd.model.resources import Kind
 class Shares:
     """Who is to have how much of one kind."""
 
-    def __init__(self, kind: Kind, idle_tax: float, observed: Set[str]) -> None:
-        self.kind = kind
-        self._tax, self._observed = idle_tax, observed  # the caller's set, as it is at any time
+    def __init__(self, kind: Kind, idle_tax: float, rehearsing: bool) -> None:
+        self.kind, self.idle_tax = kind, idle_tax
         self._pool = Pool(kind, idle_tax)
         self._rehearsal: Pool | None = None
-        self.rehearse()
+        self.rehearse(rehearsing)
 
-    def rehearse(self) -> None:
-        """Begin or end the second pool as somebody is observed or not. A new one is empty: put all guests anew."""
-        if not self._observed:
+    def rehearse(self, on: bool) -> None:
+        """Begin or end the second pool. A new one is empty: put all guests anew."""
+        if not on:
             self._rehearsal = None
         elif self._rehearsal is None:
-            self._rehearsal = Pool(self.kind, self._tax)
+            self._rehearsal = Pool(self.kind, self.idle_tax)
 
     def put(self, guest: GuestState, now: float, stale_seconds: float, plenty: bool) -> None:
         """Have a guest claim what it is to compete for."""
@@ -44,11 +43,11 @@ class Shares:
             if pool is not None and name in pool:
                 pool.remove(name)
 
-    def solve(self, capacity: int, backed: int) -> set[str]:
-        """Share out, see `Pool.solve`. Whose target changed."""
+    def solve(self, capacity: int, backed: int, observed: Set[str]) -> set[str]:
+        """Share out, see `Pool.solve`. Whose target changed; of the second pool only the observed ones'."""
         changed = set(self._pool.solve(capacity, backed))
         if self._rehearsal is not None:
-            changed.update(self._observed & set(self._rehearsal.solve(capacity, backed)))
+            changed.update(observed & set(self._rehearsal.solve(capacity, backed)))
         return changed
 
     def target(self, guest: GuestState) -> int:
@@ -60,9 +59,10 @@ class Shares:
         """Whether some guest does not get what it needs and may have."""
         return self._pool.scarce
 
-    def scarce_for(self, guest: GuestState) -> bool:
-        """The same where that guest competes."""
-        return self._pool_of(guest).scarce
+    @property
+    def scarce_if_served(self) -> bool:
+        """The same were those served that are only observed."""
+        return self._pool.scarce if self._rehearsal is None else self._rehearsal.scarce
 
     def _pool_of(self, guest: GuestState) -> Pool:
         return self._rehearsal if guest.observed and self._rehearsal is not None else self._pool

@@ -19,6 +19,12 @@ from guestd.model.vm import VmState
 class Vm(Protocol):
     """One VM at its hypervisor."""
 
+    def only_observe(self, only: bool) -> None:
+        """Whether nothing of the VM and its host may be changed from now on, not even what a driver does unasked. May
+        be called at any time; a request is the caller's business.
+        """
+        ...
+
     async def open(self, on_change: Callable[[], None]) -> None:
         """Start watching the VM: connect, and reconnect by itself for ever. Never raises for a VM that
         is not there (yet); `observe` tells.

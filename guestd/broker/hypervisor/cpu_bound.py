@@ -4,6 +4,7 @@
    again. Until then the VM is not enforced, which is an answer and no error.
 2. Every look puts right what is not as it was asked: threads outside, a group that is gone.
 3. What may block (moving threads) runs in a thread of its own, so that no other VM waits for it.
+4. While it is `only_observed` nothing is made, moved or removed: a group that is there already counts, else none does.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ class CpuBound:
         self._problem = "no QEMU has connected yet" if make_group is not None else "switched off for this host"
         self._told = ""
         self._settling = asyncio.Lock()
+        self.only_observed = False
 
     @property
     def wanted(self) -> bool:
@@ -53,7 +55,7 @@ class CpuBound:
         ending keep it for a moment.
         """
         try:
-            if self._group is None or self._group.remove():
+            if self._group is None or self.only_observed or self._group.remove():
                 self._group = None
         except CgroupError as error:
             _log.warning("%s: %s, left behind", self._name, error)
@@ -68,6 +70,8 @@ class CpuBound:
         try:
             async with self._settling:
                 seen = group.read()
+                if self.only_observed:
+                    return seen or group.find()
                 if seen is None or not threads <= seen.threads:
                     await asyncio.to_thread(group.settle, threads)
                     seen = group.read()

@@ -84,6 +84,9 @@ class FakeVm:
 
     # The hypervisor's side.
 
+    def only_observe(self, only: bool) -> None:
+        pass  # it does nothing unasked
+
     async def open(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         on_change()

@@ -138,8 +138,14 @@ class QemuVm:
         self._requests = asyncio.Lock()  # a request reads, then acts: one at a time
         self._dimms = DimmKeeper(self._link.execute, self._bank, self._requests, self._notify_soon, str(qmp_socket))
         self._unplug_asked: dict[str, float] = {}  # device id → loop time
+        self._only_observed = False
         self._resets = 0
         self._reset_at: float | None = None  # QEMU's time of a reset that the balloon has not reported after
+
+    def only_observe(self, only: bool) -> None:
+        self._only_observed = self._cpu.only_observed = only
+        if only:
+            self._dimms.forget()
 
     async def open(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
@@ -219,7 +225,7 @@ class QemuVm:
         migrating = qmp_answers.is_migrating(await self._link.execute("query-migrate"))
         slots = await self._cpu_slots()
         memory = await self._memory()
-        if memory.bank is not None and memory.bank.leftovers:
+        if memory.bank is not None and memory.bank.leftovers and not self._only_observed:
             self._dimms.tend_soon()
         cpu = await self._bound()
         plugged = sum(slot.qom_path is not None for slot in slots)
@@ -328,7 +334,8 @@ class QemuVm:
             self._reset_at = None  # QEMU may deliver an older change late: hence the comparison
         elif name == "DEVICE_DELETED":
             self._unplug_asked.pop(_device_of(data), None)
-        self._dimms.on_event(name, data, _device_of(data))
+        if not self._only_observed:
+            self._dimms.on_event(name, data, _device_of(data))
         self._notify_soon()
 
     def _on_link_change(self) -> None:
