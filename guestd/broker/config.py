@@ -182,6 +182,46 @@ def load(path: Path) -> BrokerConfig:
     )
 
 
+def files_of(path: Path) -> list[Path]:
+    """The file and its drop-ins, in the order in which they apply.
+
+    :raise ConfigError: When one cannot be read.
+    """
+    return [source for source, _ in toml.read_files(path, required=True)]
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """One value that holds, as it is written in a file. `origin` is that file, or "default"."""
+
+    key: str
+    value: str | int | float | bool | list[str]
+    origin: str
+
+
+def settings(path: Path) -> list[Setting]:
+    """Every value that holds, by table; a value that nobody chose and that has no default is left out.
+
+    :raise ConfigError: When a file cannot be read, or a value is not one of its type.
+    """
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for source, data in toml.read_files(path, required=True):
+        merged = toml.merge(merged, data)
+        origins |= dict.fromkeys(_flat(data), str(source))
+    table = toml.convert(path, merged, FileTable)
+    guests = {name: _guest_table(str(path), f"guests.{name}", data) for name, data in table.guests.items()}
+    values = _flat({**msgspec.to_builtins(table), "guests": msgspec.to_builtins(guests)})
+    return [Setting(key, value, origins.get(key, "default")) for key, value in values.items() if value is not None]
+
+
+def _flat(data: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The values of all tables by their dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return found
+
+
 def _host(path: Path, table: HostTable) -> HostCapacity:
     def cpus(key: str, value: Amount) -> int:
         return _amount(str(path), f"host.{key}", value, MILLICORES_PER_VCPU, parse_cpus)

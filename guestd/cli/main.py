@@ -1,20 +1,41 @@
 """Entry point of `guestctl`.
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 5 the broker cannot be reached. An error that is
-expected is a line on stderr, never a traceback.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied, 4 not found, 5 the broker cannot be reached or went
+away. An error that is expected is a line on stderr, never a traceback. Ctrl-C (130) and a reader that has read enough
+(0) end it without a word.
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
 from guestd.cli.text import printable
-from guestd.model.errors import ConfigError, GuestdError, TraceError, UnreachableError
+from guestd.model.errors import (
+    ConfigError,
+    DeniedError,
+    GuestdError,
+    NotFoundError,
+    RecordError,
+    TraceError,
+    UnreachableError,
+)
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_DENIED = 3
+EXIT_NOT_FOUND = 4
 EXIT_UNREACHABLE = 5
+_INTERRUPTED = 130
 
-_BROKER_HINT = "is guestd-broker running? See: systemctl status guestd-broker"
+_CODES: tuple[tuple[type[GuestdError], int], ...] = (
+    (ConfigError, EXIT_USAGE),
+    (TraceError, EXIT_USAGE),
+    (RecordError, EXIT_USAGE),
+    (DeniedError, EXIT_DENIED),
+    (NotFoundError, EXIT_NOT_FOUND),
+    (UnreachableError, EXIT_UNREACHABLE),
+    (GuestdError, EXIT_FAILED),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name not in ("typer", "rich"):
             raise
         return _fail(f"{error.name} is missing; install it with: pip install 'guestd[cli]'", EXIT_USAGE)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["lab"]:  # not through the application above it, which would eat a "--"
@@ -32,17 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=arguments, prog_name="guestctl")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except UnreachableError as error:
-        return _fail(f"{error}; {_BROKER_HINT}", EXIT_UNREACHABLE)
-    except (ConfigError, TraceError) as error:
-        return _fail(str(error), EXIT_USAGE)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     except GuestdError as error:
-        return _fail(str(error), EXIT_FAILED)
+        return _fail(str(error), next(number for kind, number in _CODES if isinstance(error, kind)))
     return 0
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"guestctl: {printable(text, 4096)}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"guestctl: {printable(text, 4096)}", file=sys.stderr)
     return code
 
 

@@ -1,26 +1,22 @@
-"""What `guestctl status` shows, as a pure function of what the broker said: a table, or JSON.
+"""What `guestctl status` shows, as a pure function of what the broker said.
 
 Two rows per guest, CPUs and GiB, so that the table can be read at 80 columns; below it a line for all
-that needs words. JSON carries `"schema": 1`: fields may be added to it, none is ever renamed or removed.
+that needs words. On a narrow terminal the status is below the name, and columns are left out.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
+from guestd.cli.screen import BLANK, Line, Part, cut, paragraph
+from guestd.cli.table import Column, table
 from guestd.cli.text import printable
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MILLICORES_PER_VCPU, format_cpus, format_size
 from guestd.model.view import GuestView, HostView, ResizePhase, ResourceView
 from guestd.model.vm import VmStatus
 
-SCHEMA = 1
-
 _STYLE = {
     "running": "green",
+    "observed": "cyan",
     "no agent": "yellow",
     "paused": "cyan",
     "frozen": "cyan",
@@ -31,6 +27,19 @@ _STYLE = {
 }
 _LABEL = {Kind.CPU: "CPUs", Kind.MEMORY: "GiB"}
 _NAME_WIDTH = 18
+_LEAST_NAME_WIDTH = 11  # of the longest status, which is below the name on a narrow terminal
+_NARROW = 80
+_COLUMNS = (
+    Column("GUEST", 9, least=_LEAST_NAME_WIDTH, most=_NAME_WIDTH),
+    Column("STATUS", 8),
+    Column("", 7),
+    Column("NEEDS", 6, right=True),
+    Column("TARGET", 4, right=True),
+    Column("PLUGGED", 5, right=True),
+    Column("ONLINE", 1, right=True),
+    Column("MIN..MAX", 2),
+    Column("PHASE", 3),
+)
 
 
 def status_word(guest: GuestView) -> str:
@@ -44,7 +53,15 @@ def status_word(guest: GuestView) -> str:
         return "paused"
     if not guest.connected:
         return "no agent"
-    return "degraded" if guest.degraded else "running"
+    if guest.degraded:
+        return "degraded"
+    return "observed" if guest.observed else "running"
+
+
+def status_part(guest: GuestView) -> Part:
+    """That word in its colour."""
+    word = status_word(guest)
+    return word, _STYLE[word]
 
 
 def amount_text(kind: Kind, amount: int) -> str:
@@ -54,61 +71,65 @@ def amount_text(kind: Kind, amount: int) -> str:
     return f"{round(amount / GIB, 2):g}" if amount < 100 * GIB else f"{amount / GIB:.0f}"
 
 
-def render(host: HostView, guests: Sequence[GuestView]) -> RenderableType:
-    """The host in a line, the guests in a table, and notes."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold", show_edge=False)
-    table.add_column("GUEST", no_wrap=True, overflow="ellipsis", max_width=_NAME_WIDTH)
-    table.add_column("STATUS", no_wrap=True)
-    table.add_column("", no_wrap=True, style="dim")
-    for title in ("NEEDS", "TARGET", "PLUGGED", "ONLINE"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("MIN..MAX", no_wrap=True)
-    table.add_column("PHASE", no_wrap=True)
-    for guest in guests:
-        _add_rows(table, guest)
-    parts: list[RenderableType] = [_host_line(host), Text()]
-    parts.append(table if guests else Text("No guests. Add one to the configuration of guestd-broker."))
-    notes = [note for guest in guests for note in _notes(guest)]
-    if notes:
-        parts.extend([Text(), *notes])
-    return Group(*parts)
+def render(host: HostView, guests: Sequence[GuestView], width: int | None = None) -> list[Line]:
+    """The host in a line, the guests in a table, and notes; `width` in columns, None: as wide as it is."""
+    lines = [*_host_lines(host, width), BLANK]
+    if not guests:
+        text = "No guests. Add one to the configuration of guestd-broker."
+        return [*lines, *paragraph((), text, width)]
+    stacked = width is not None and width < _NARROW
+    columns = [column for column in _COLUMNS if not (stacked and column.title == "STATUS")]
+    rows = [row for guest in guests for row in _rows(guest, stacked)]
+    lines += table(columns, rows, width)
+    notes = [note for guest in guests for note in _notes(guest, width)]
+    return [*lines, BLANK, *notes] if notes else lines
 
 
-def _add_rows(table: Table, guest: GuestView) -> None:
-    word = status_word(guest)
-    first = [Text(printable(guest.name)), Text(word, style=_STYLE[word])]
+def fitted(lines: Sequence[Line], height: int) -> list[Line]:
+    """So many of the lines as there are rows, and how many there are more."""
+    if len(lines) <= height:
+        return list(lines)
+    kept = max(0, height - 1)
+    return [*lines[:kept], ((f"… {len(lines) - kept} more lines", "dim"),)]
+
+
+def _rows(guest: GuestView, stacked: bool) -> Iterable[list[Part]]:
+    name = (printable(guest.name), "")
+    word = status_part(guest)
     for kind in Kind:
         resource = guest.resource(kind)
+        first = kind is Kind.CPU
+        heads = [name if first else word] if stacked else [name, word] if first else [("", ""), ("", "")]
         limits = f"{amount_text(kind, guest.limits.min.get(kind))}..{amount_text(kind, guest.limits.max.get(kind))}"
         if guest.limits.burst.get(kind):
             limits += f"+{amount_text(kind, guest.limits.burst.get(kind) - guest.limits.max.get(kind))}"
-        table.add_row(
-            *(first if kind is Kind.CPU else ("", "")),
-            _LABEL[kind],
+        yield [
+            *heads,
+            (_LABEL[kind], "dim"),
             *(
-                amount_text(kind, amount)
+                (amount_text(kind, amount), "")
                 for amount in (resource.demand, resource.target, resource.plugged, resource.onlined)
             ),
-            limits,
-            _phase(resource),
-        )
+            (limits, ""),
+            phase_part(resource),
+        ]
 
 
-def _phase(resource: ResourceView) -> Text:
+def phase_part(resource: ResourceView) -> Part:
+    """What is going on, in its colour."""
     if resource.overdue:
-        return Text("overdue", style="red")
+        return "overdue", "red"
     if resource.burst and resource.phase is ResizePhase.IDLE:
-        return Text("burst", style="yellow")
+        return "burst", "yellow"
     quiet = resource.phase in (ResizePhase.IDLE, ResizePhase.UNKNOWN)
-    return Text(resource.phase.value, style="dim" if quiet else "yellow")
+    return resource.phase.value, "dim" if quiet else "yellow"
 
 
-def _host_line(host: HostView) -> Text:
-    return Text.assemble(
-        ("host", "bold"),
-        f"  free {_pair(host.free)} of {_pair(host.capacity)}; ",
-        f"{host.guests_connected} of {host.guests} guests connected",
+def _host_lines(host: HostView, width: int | None) -> list[Line]:
+    text = (
+        f"free {_pair(host.free)} of {_pair(host.capacity)}; {host.guests_connected} of {host.guests} guests connected"
     )
+    return paragraph((("host", "bold"), ("  ", "")), text, width)
 
 
 def _pair(resources: Resources) -> str:
@@ -116,7 +137,7 @@ def _pair(resources: Resources) -> str:
     return f"{cpus} {'CPU' if cpus == '1' else 'CPUs'} and {format_size(resources.memory_bytes)}"
 
 
-def _notes(guest: GuestView) -> Iterable[Text]:
+def _notes(guest: GuestView, width: int | None) -> Iterable[Line]:
     texts = [guest.degraded] if guest.degraded else []
     for kind in Kind:
         resource = guest.resource(kind)
@@ -127,85 +148,9 @@ def _notes(guest: GuestView) -> Iterable[Text]:
         texts.append(f"{guest.protocol_errors} messages made no sense")
     if "unproven" in guest.channel:
         texts.append(f"channel: {guest.channel}")
+    if not texts:
+        return
+    name = printable(guest.name)
+    head = ((name if width is None else cut(name, max(8, width // 2)), "bold"), ("  ", ""))
     for text in texts:
-        yield Text.assemble((printable(guest.name), "bold"), f"  {printable(text)}")
-
-
-def as_json(host: HostView, guests: Iterable[GuestView]) -> dict[str, Any]:
-    """The whole status, for programs."""
-    return {
-        "schema": SCHEMA,
-        "host": {
-            "capacity": _resources_json(host.capacity),
-            "reserve": _resources_json(host.reserve),
-            "overhead": _resources_json(host.overhead),
-            "committed": _resources_json(host.committed),
-            "minimums": _resources_json(host.minimums),
-            "free": _resources_json(host.free),
-            "epoch": host.epoch,
-            "version": host.version,
-            "started_at": None if host.started_at is None else host.started_at.isoformat(),
-            "guests": host.guests,
-            "guests_connected": host.guests_connected,
-        },
-        "guests": [guest_json(guest) for guest in guests],
-    }
-
-
-def guest_json(guest: GuestView) -> dict[str, Any]:
-    """One guest, for programs."""
-    return {
-        "name": guest.name,
-        "status": status_word(guest),
-        "vm_status": guest.vm_status,
-        "paused": guest.paused,
-        "connected": guest.connected,
-        "channel": guest.channel,
-        "hostname": guest.hostname,
-        "agent_version": guest.agent_version,
-        "kernel": guest.kernel,
-        "limits_origin": guest.limits_origin,
-        "limits_origin_detail": guest.limits_origin_detail,
-        "cpu": _resource_json(guest, Kind.CPU, "millicores"),
-        "memory": _resource_json(guest, Kind.MEMORY, "bytes"),
-        "demand_reasons": [{"code": one.code, "text": one.text} for one in guest.demand_reasons],
-        "last_seen_ago_seconds": guest.last_seen_ago_seconds,
-        "protocol_errors": guest.protocol_errors,
-        "revision": guest.revision,
-        "degraded": guest.degraded,
-    }
-
-
-def _resource_json(guest: GuestView, kind: Kind, unit: str) -> dict[str, Any]:
-    resource = guest.resource(kind)
-    return {
-        f"min_{unit}": guest.limits.min.get(kind),
-        f"max_{unit}": guest.limits.max.get(kind),
-        f"burst_limit_{unit}": guest.limits.burst.get(kind),
-        f"burst_credit_limit_{unit.removesuffix('s')}_seconds": guest.limits.burst_credit.get(kind),
-        f"burst_refill_{unit}": guest.limits.burst_refill.get(kind),
-        "weight": guest.limits.weight.get(kind),
-        f"demand_{unit}": resource.demand,
-        f"target_{unit}": resource.target,
-        f"reserved_{unit}": resource.reserved,
-        f"plugged_{unit}": resource.plugged,
-        f"onlined_{unit}": resource.onlined,
-        f"usable_{unit}": resource.usable,
-        f"used_{unit}": resource.used,
-        "phase": resource.phase,
-        "reason": {"code": resource.reason.code, "text": resource.reason.text},
-        "grows": resource.grows,
-        "shrinks": resource.shrinks,
-        "partials": resource.partials,
-        "refusals": resource.refusals,
-        "failures": resource.failures,
-        "overdue": resource.overdue,
-        f"burst_{unit}": resource.burst,
-        f"burst_credit_{unit.removesuffix('s')}_seconds": resource.burst_credit,
-        f"quota_{unit}": resource.quota,
-        "throttled_permille": resource.throttled_permille,
-    }
-
-
-def _resources_json(resources: Resources) -> dict[str, int]:
-    return {"cpu_millicores": resources.cpu_millicores, "memory_bytes": resources.memory_bytes}
+        yield from paragraph(head, printable(text), width)

@@ -8,6 +8,8 @@ rich is no danger as long as such text only ever goes into `rich.text.Text`, whi
 
 def printable(text: str, limit: int = 512) -> str:
     """The text with every control, format and unassigned character escaped, cut to `limit` characters."""
+    if text.isprintable() and len(text) <= limit:
+        return text
     shown = "".join(_shown(one) for one in text[:limit])
     return shown if len(text) <= limit else f"{shown}…"
 

@@ -1,0 +1,67 @@
+"""`guestctl config`: the broker's configuration, checked and shown. The broker itself is not asked."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from guestd.cli.options import Output, OutputOption
+from guestd.cli.screen import Line, paragraph, screen, show_json
+from guestd.cli.table import Column, table
+from guestd.cli.text import printable
+
+_DEFAULT_PATH: Final = Path("/etc/guestd/broker.toml")
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="The broker's file; FILE.d/*.toml lie on top of it.")]
+_COLUMNS = (Column("KEY", 3, least=12), Column("VALUE", 2, least=8), Column("FROM", 1, least=8))
+
+app = typer.Typer(help="Checks and shows the broker's configuration.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.command()
+def check(file: _File = _DEFAULT_PATH, output: OutputOption = Output.TABLE) -> None:
+    """Checks the configuration as the broker would, and changes nothing.
+
+    Exit code 2 when the broker would refuse it.
+    """
+    from guestd.broker.config import files_of, load
+
+    guests, files = load(file).guests, files_of(file)
+    if output is Output.JSON:
+        show_json("config-check", {"files": [str(one) for one in files], "guests": len(guests)})
+        return
+    out = screen()
+    what = f"{len(guests)} guest{'s' if len(guests) != 1 else ''}"
+    out.show(paragraph((), f"{', '.join(printable(str(one)) for one in files)}: fine, {what}", out.width))
+
+
+@app.command()
+def show(
+    file: _File = _DEFAULT_PATH,
+    origin: Annotated[bool, typer.Option("--origin", help="Also which file a value comes from.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Shows the configuration that the broker would take: all files on top of each other, and defaults."""
+    from guestd.broker.config import load, settings
+
+    load(file)
+    found = settings(file)
+    if output is Output.JSON:
+        show_json(
+            "config",
+            {"settings": [{"key": one.key, "value": one.value, "origin": one.origin} for one in found]},
+        )
+        return
+    out = screen()
+    lines: list[Line] = []
+    if origin:
+        rows = [[(printable(one.key), ""), (_value(one.value), ""), (printable(one.origin), "dim")] for one in found]
+        lines = table(_COLUMNS, rows, None if out.width is not None and out.width < 60 else out.width)
+    else:
+        for one in found:
+            lines += paragraph(((f"{printable(one.key)} = ", ""),), _value(one.value), out.width)
+    out.show(lines)
+
+
+def _value(value: object) -> str:
+    return printable(json.dumps(value, ensure_ascii=False))
