@@ -263,4 +263,5 @@ def _explained(guest: GuestView, kind: Kind) -> ResourceExplanation:
     more: tuple[Reason, ...] = ()
     if one.demand > one.reserved:
         more = (Reason("max", f"raise its max of {kind.show(high)}: guestctl set-limits {guest.name}"),)
-    return ResourceExplanation(kind, summary, Reason("demand", summary), None, guest.demand_reasons if kind is Kind.CPU else (), more)
+    reasons = guest.demand_reasons if kind is Kind.CPU else ()
+    return ResourceExplanation(kind, summary, Reason("demand", summary), None, reasons, more)

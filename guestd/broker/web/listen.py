@@ -45,6 +45,7 @@ async def serve_http(app: web.Application, address: Address, hosts: tuple[str, .
         app,
         access_log=None,
         handle_signals=False,
+        handler_cancellation=True,  # who went is noticed at once
         keepalive_timeout=_IDLE_SECONDS,
         shutdown_timeout=_GOODBYE_SECONDS,
         max_line_size=_MOST_HEADER_BYTES,
