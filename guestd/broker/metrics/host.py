@@ -1,5 +1,6 @@
 """Host and broker as Prometheus metrics, made when somebody asks."""
 
+import time
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Protocol
@@ -13,6 +14,13 @@ from guestd.model.event import EventCode
 from guestd.model.resources import Resources
 from guestd.model.units import MILLICORES_PER_VCPU
 from guestd.model.view import GuestView, HostView
+
+
+_DECISIONS = tuple(
+    code
+    for code in EventCode
+    if code not in (EventCode.UNKNOWN, EventCode.VM, EventCode.CHANNEL, EventCode.OPERATOR, EventCode.BROKER)
+)
 
 
 class Source(Protocol):
@@ -39,6 +47,7 @@ class HostCollector(Collector):
         yield InfoMetricFamily("guestd_build", "The broker's version.", {"version": host.version})
         if host.started_at is not None:
             yield _gauge("guestd_broker_start_time_seconds", "When the broker started.", host.started_at.timestamp())
+        yield _gauge("guestd_broker_time_seconds", "What the clock of the broker's host says.", time.time())
         yield _gauge("guestd_broker_epoch", "Number of this start of the broker.", host.epoch)
         yield from _pool("capacity", "What the host has to give, overcommit included", host.capacity)
         yield from _pool("reserve", "What is kept for the host itself", host.reserve)
@@ -51,7 +60,7 @@ class HostCollector(Collector):
         decisions = CounterMetricFamily(
             "guestd_decisions", "Decisions about guests, by what they were.", None, ["code"]
         )
-        for code in EventCode:
+        for code in _DECISIONS:
             decisions.add_metric((code,), tally.decisions[code])
         yield decisions
         text = "Writes to the journal that failed; while they fail nothing is decided."
