@@ -51,6 +51,7 @@ from guestd.model.messages import (
 from guestd.model.resources import Kind
 
 PROTOCOL = 1
+_JUST_AFTER_SECONDS = 0.01
 
 
 class GuestMachine:
@@ -144,6 +145,8 @@ class GuestMachine:
         stirred = before is not None and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes
         if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
             self._pace.moved(now)
+        if state.cpu.falls_at is not None and state.cpu.falls_at > now:
+            self._pace.soon(state.cpu.falls_at + _JUST_AFTER_SECONDS)
 
     def _forget_throttle(self, now: float) -> None:
         """The broker says it again with each heartbeat: that it is over may have been lost."""

@@ -16,6 +16,8 @@ class EstimateSettings:
 
     runnable_samples: int = 4
     spike_seconds: float = 0.25  # tasks that waited for less than this in the last window buy no CPU
+    settling_seconds: float = 2.0  # after a CPU came or went
+    settling_spike_seconds: float = 0.8  # the same as `spike_seconds`, until then
     waiting_share: float = 0.3  # of the time in which some task waits for a CPU
     busy_share: float = 0.9  # of the CPUs online, above which they are all busy
     cpu_spare_share: float = 0.1
@@ -58,3 +60,8 @@ class Held:
         while self._values[0][0] < now - self._seconds:
             self._values.popleft()
         return self._values[0][1]
+
+    @property
+    def falls_at(self) -> float | None:
+        """When it will be lower unless it rises before; None: it is as low as the last value."""
+        return self._values[0][0] + self._seconds if len(self._values) > 1 else None

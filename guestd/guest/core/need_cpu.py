@@ -7,7 +7,9 @@ The law:
    least of the last samples, so that a burst says nothing (plugging a CPU is one by itself: it wakes a
    handful of kernel threads for an instant). However many they are, that is one jump.
 2. What is over within `spike_seconds` (a fork storm, a moment of a boot) buys nothing: tasks must have waited for that
-   long in the last second. PSI counts from their first moment on, not from the first sample.
+   long in the last second. PSI counts from their first moment on, not from the first sample. Bringing a CPU online or
+   offline is work by itself (udev, kernel threads): for `settling_seconds` after it a spike may be longer, or a small VM
+   would ask back what it has just given.
 3. Where nothing waits, what is used, a tenth of it and a tenth of a CPU is enough, and never more than is online.
 4. A VM that the host holds back (`Throttle`; it shows nowhere in the VM, `cpu.some` even falls) asks for what
    its tasks would use of the CPUs that are online, at least a quarter more than its quota, and for no further
@@ -33,13 +35,14 @@ _Entry = tuple[float, Sample]
 
 @dataclass(frozen=True, slots=True)
 class CpuNeed:
-    """CPU needed and used, in millicores."""
+    """CPU needed and used, in millicores. `falls_at`: when a lower need will have lasted long enough."""
 
     needed_millicores: int
     used_millicores: int
     waiting: bool
     urgency: Urgency
     reason: Reason
+    falls_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class CpuEstimator:
         self._history: deque[_Entry] = deque()
         self._held = Held(self._settings.hold_seconds)
         self._busy_since: float | None = None
+        self._online = 0
+        self._settled_at = 0.0
 
     def update(self, sample: Sample, online: int, now: float, throttle: Throttle | None = None) -> CpuNeed:
         """
@@ -73,6 +78,9 @@ class CpuEstimator:
         settings, history = self._settings, self._history
         if not history:
             self._held.update(online * MILLICORES_PER_VCPU, now)
+        elif online != self._online:
+            self._settled_at = now + settings.settling_seconds
+        self._online = online
         history.append((now, sample))
         while len(history) > settings.runnable_samples and history[1][0] < now - settings.window_seconds:
             history.popleft()
@@ -91,7 +99,8 @@ class CpuEstimator:
         reason = _reason(rates, runnable, online, waiting, throttle if held_back else None, settings)
         held = self._held.update(round(needed * MILLICORES_PER_VCPU), now)
         urgency = Urgency.NOW if waiting else Urgency.SOON if held_back else Urgency.NORMAL
-        return CpuNeed(held, round(rates.used * MILLICORES_PER_VCPU), waiting, urgency, reason)
+        used = round(rates.used * MILLICORES_PER_VCPU)
+        return CpuNeed(held, used, waiting, urgency, reason, self._held.falls_at)
 
     def _waiting(self, rates: _Rates, runnable: int, online: int, held_back: bool, now: float) -> bool:
         """Whether more tasks than CPUs want to run, and have wanted to for more than a spike (rules 1, 2, 5)."""
@@ -104,9 +113,10 @@ class CpuEstimator:
             self._busy_since = now
         if len(self._history) < settings.runnable_samples or runnable <= online:
             return False
+        spike_seconds = settings.spike_seconds if now >= self._settled_at else settings.settling_spike_seconds
         if rates.some is None or held_back:
-            return now - self._busy_since >= settings.spike_seconds - settings.min_window_seconds
-        return rates.some > settings.waiting_share and rates.waited_seconds >= settings.spike_seconds
+            return now - self._busy_since >= spike_seconds - settings.min_window_seconds
+        return rates.some > settings.waiting_share and rates.waited_seconds >= spike_seconds
 
     def _rates(self, now: float) -> _Rates:
         newest = self._history[-1][1]
@@ -166,14 +176,18 @@ def _cpus_used(before: Sample, after: Sample) -> float:
     Of the time accounted for, not of the time passed: what the host takes from a running vCPU is neither
     busy nor idle (where there is steal it says so, elsewhere ticks are simply lost), and a CPU that could
     not be idle for a moment is in use however little of it there was. Counted by CPU number: one that
-    came or went between counts for nothing, a counter that went back counts as 0.
+    came or went between counts for nothing, a counter that went back counts as 0. One of which nothing was accounted
+    for (it is going offline, or the host gave it no time at all) is as busy as the others.
     """
-    used = 0.0
+    shares, unknown = [], 0
     for number, busy_after in after.cpu_busy_seconds.items():
         busy_before = before.cpu_busy_seconds.get(number)
         if busy_before is None:
             continue
         busy = max(0.0, busy_after - busy_before)
         idle = max(0.0, after.cpu_idle_seconds.get(number, 0.0) - before.cpu_idle_seconds.get(number, 0.0))
-        used += busy / (busy + idle) if busy + idle > 0 else 1.0
-    return used
+        if busy + idle > 0:
+            shares.append(busy / (busy + idle))
+        else:
+            unknown += 1
+    return sum(shares) + unknown * (sum(shares) / len(shares) if shares else 1.0)

@@ -28,9 +28,9 @@ class Pace:
         self._quick_until = max(self._quick_until, now + self._settings.quick_for_seconds)
         self.soon(now)
 
-    def soon(self, now: float) -> None:
-        """Look now."""
-        self.next_at = min(self.next_at, now)
+    def soon(self, at: float) -> None:
+        """Look then at the latest."""
+        self.next_at = min(self.next_at, at)
 
     def due(self, now: float, settled: bool, one_cpu: bool) -> TakeSample | None:
         """The sample that is due, if one is.

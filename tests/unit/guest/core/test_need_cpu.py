@@ -178,3 +178,43 @@ def test_what_trembles_around_a_cpu_keeps_it() -> None:
     cpus.run(8, tasks=1)
     needs = {-(-cpus.run(0.5, tasks=0.85 + 0.1 * (number % 3)).needed_millicores // 1000) for number in range(200)}
     assert needs == {2}
+
+
+def test_what_a_cpu_that_goes_leaves_to_do_does_not_bring_it_back() -> None:
+    cpus = Cpus(2)
+    cpus.run(SETTINGS.hold_seconds + 2, tasks=0.1)
+    cpus.online = 1
+    need = cpus.run(0.5, tasks=3)
+    assert not need.waiting
+    assert need.needed_millicores <= 1100
+    cpus.run(SETTINGS.settling_seconds, tasks=0.1)
+    assert cpus.run(0.5, tasks=3).needed_millicores == 3000
+
+
+def test_work_that_goes_on_while_cpus_come_and_go_is_served_a_little_later() -> None:
+    cpus = Cpus(2)
+    cpus.run(SETTINGS.hold_seconds + 2, tasks=0.1)
+    cpus.online = 1
+    assert cpus.run(1.2, tasks=3).needed_millicores == 3000
+
+
+def test_a_cpu_that_nothing_was_accounted_for_is_as_busy_as_the_others() -> None:
+    cpus = Cpus(2)
+    cpus.run(SETTINGS.hold_seconds + 2, tasks=0.2)
+    for _ in range(30):  # CPU 1 is going offline: its counters stand still
+        cpus.now += STEP_SECONDS
+        cpus.busy[0] += 0.1 * STEP_SECONDS
+        cpus.idle[0] += 0.9 * STEP_SECONDS
+        need = cpus.sample(1)
+    assert need.used_millicores == pytest.approx(200, abs=10)
+
+
+def test_it_says_when_a_lower_need_will_be_believed() -> None:
+    cpus = Cpus(3)
+    cpus.run(3, tasks=3)
+    ended = cpus.now
+    need = cpus.run(1, tasks=0.1)
+    assert need.needed_millicores == 3000
+    assert need.falls_at is not None
+    assert need.falls_at == pytest.approx(ended + SETTINGS.hold_seconds, abs=SETTINGS.window_seconds)
+    assert cpus.run(8, tasks=0.1).needed_millicores < 1000
