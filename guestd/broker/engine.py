@@ -239,7 +239,8 @@ class Engine(Operators):
                     reach(Failpoint.ANSWERING)
                     session[1].put(action.message)
             case Log():
-                _log.info("%s %s: %s", action.guest, action.kind, action.text)
+                self.tally.decisions[action.code] += 1
+                _log.info("%s %s: %s", action.guest, action.kind, action.text, extra=_in_numbers(action))
                 self._changed(action.guest)
             case _:
                 worker = self._workers.get(action.guest)
@@ -250,7 +251,7 @@ class Engine(Operators):
         self._complaint.pop(name, None)
         guest = self.machine.guests.get(name)
         if guest is not None and (guest.vm is None or guest.vm.status is not state.status):
-            _log.info("%s: VM is %s", name, state.status)
+            _log.info("%s: VM is %s", name, state.status, extra={"guest": name})
         if guest is None or guest.vm != state or not guest.vm_fresh:
             reach(Failpoint.CONFIRMED)
             self.machine.on_vm_state(name, state, self._clock())
@@ -260,7 +261,8 @@ class Engine(Operators):
     def _on_failed(self, name: str, action: HypervisorAction, error: HypervisorError) -> None:
         if isinstance(action, Observe) and self._complaint.get(name) != str(error):
             self._complaint[name] = str(error)
-            _log.warning("%s: the hypervisor's answer is of no use, asking again: %s", name, error)
+            text = "%s: the hypervisor's answer is of no use, asking again: %s"
+            _log.warning(text, name, error, extra={"guest": name})
         self.machine.on_vm_failed(name, action, str(error), is_unknown(error), self._clock())
         self._kick(name)
 
@@ -283,7 +285,8 @@ class Engine(Operators):
         self._begun, self._begun_at = self._begun + 1, now
         self._sessions[peer.guest] = (number, session)
         self._channels[peer.guest] = peer.channel
-        _log.info("%s: guest daemon %s connected (%s)", peer.guest, hello.identity.agent_version, peer.channel)
+        text, version = "%s: guest daemon %s connected (%s)", hello.identity.agent_version
+        _log.info(text, peer.guest, version, peer.channel, extra={"guest": peer.guest})
         self._kick(peer.guest)
         return number, session
 
@@ -294,7 +297,7 @@ class Engine(Operators):
         except FloodError as error:
             seconds = self._relay.shun(name)
             if seconds:
-                _log.warning("%s: %s; not listened to for %.0f s", name, error, seconds)
+                _log.warning("%s: %s; not listened to for %.0f s", name, error, seconds, extra={"guest": name})
             raise
 
     def receive(self, peer: Peer, session: int, message: GuestMessage) -> None:
@@ -322,13 +325,18 @@ class Engine(Operators):
         self.machine.on_disconnected(peer.guest, session)
         if self._sessions.get(peer.guest, (0, None))[0] == session:
             del self._sessions[peer.guest]
-            _log.info("%s: guest daemon is away", peer.guest)
+            _log.info("%s: guest daemon is away", peer.guest, extra={"guest": peer.guest})
         self._kick(peer.guest)
 
     def count_protocol_error(self, peer: Peer) -> None:
         """See `wire.server.GuestBackend`."""
         self._errors[peer.guest] += 1
         self._changed(peer.guest)
+
+
+def _in_numbers(decision: Log) -> dict[str, object]:
+    """What a log that is read by programs says of it besides the text."""
+    return {name: getattr(decision, name) for name in ("guest", "kind", "code", "before", "after")}
 
 
 def _settle_heap() -> None:
