@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from guestd.broker.core import actions as broker_actions
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Phase
+from guestd.model.event import EventCode
 from guestd.model.messages import Grant
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, round_up
@@ -125,7 +126,7 @@ def reserved_covers_truth(world: "World") -> None:
     be told; while no broker runs, by its journal.
     """
     for name, guest in world.guests.items():
-        if world.watch.seen[name].surprised:
+        if world.watch.seen[name].surprised or (world.broker is None and name in world.observed):
             continue
         for kind in Kind:
             held = guest.to_come(kind)
@@ -188,6 +189,28 @@ def grants_tell_the_book(world: "World", broker: BrokerMachine, actions: evidenc
     for (name, kind), grant in last.items():
         reserved = broker.guests[name].tracks[kind].reserved
         assert grant.amount == reserved, f"(10) {name} {kind}: told {grant.amount}, {reserved} is reserved"
+
+
+def decisions_are_told(world: "World", broker: BrokerMachine, actions: evidence.Actions) -> None:
+    """(20) What is said of a decision agrees with what it was made from, and what began with where it leads."""
+    for action in actions:
+        if not isinstance(action, broker_actions.Log):
+            continue
+        where = f"(20) {action.guest} {action.kind}: {action.code}: {action.text}"
+        inputs = action.inputs
+        assert inputs is not None, f"{where}: without its inputs"
+        assert min(action.before, action.after, inputs.free) >= 0, f"{where}: {action.before} to {action.after}"
+        match action.code:
+            case EventCode.GROWING | EventCode.ASKING | EventCode.SHRINKING | EventCode.WOULD:
+                assert action.before == inputs.reserved, f"{where}: before {action.before}, reserved {inputs.reserved}"
+        match action.code:
+            case EventCode.GROWING:
+                assert action.after > action.before, f"{where}: from {action.before} to {action.after}"
+            case EventCode.ASKING | EventCode.SHRINKING:
+                assert action.after <= action.before, f"{where}: from {action.before} to {action.after}"
+            case EventCode.WOULD:
+                assert action.after != action.before, f"{where}: would do nothing"
+                assert broker.guests[action.guest].observed, f"{where}: it is served"
 
 
 def recovery_is_idempotent(world: "World") -> None:

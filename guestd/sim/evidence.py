@@ -57,9 +57,9 @@ def observed(state: GuestState, kind: Kind) -> int:
 
 
 def risers(world: "World", broker: BrokerMachine) -> Iterator[tuple[str, GuestState, Track]]:
-    """Whom this decision granted more than it had and than it took itself."""
+    """Whom this decision granted more than it had and than it took itself; of who is observed only the book changes."""
     for name, state, kind, track in tracks(broker):
-        if track.reserved > max(world.watch.seen[name].lines[kind].reserved, observed(state, kind)):
+        if not state.observed and track.reserved > max(world.watch.seen[name].lines[kind].reserved, observed(state, kind)):
             yield name, state, track
 
 

@@ -60,9 +60,23 @@ def asks_are_fair(world: "World", broker: BrokerMachine, actions: evidence.Actio
         pressed = order.kind is Kind.MEMORY and state.demand is not None and state.demand.under_memory_pressure
         assert not pressed, f"(11) {where}: asked under memory pressure"
         grown_at = seen.lines[order.kind].grown_at
-        if grown_at is not None:
+        if grown_at is not None and order.reason.code != "reclaim":
             passed = now - grown_at
             assert passed >= broker.timing.cool_down_seconds, f"(11) {where}: asked {passed:.2f} s after it grew"
+
+
+def observed_are_left_alone(world: "World", broker: BrokerMachine, actions: evidence.Actions) -> None:
+    """(24) Of an observed guest nothing is recorded, asked of its hypervisor but how it is, or said to it; only when it
+    was served until now, it hears once what it has.
+    """
+    for action in actions:
+        if isinstance(action, broker_actions.Log | broker_actions.Observe) or action.guest not in world.observed:
+            continue
+        message = action.message if isinstance(action, broker_actions.Send) else None
+        farewell = world.watch.seen[action.guest].farewell
+        allowed = isinstance(message, Grant) and message.kind in farewell
+        assert allowed, f"(24) {action.guest} is only observed: {action}"
+        farewell -= {message.kind} if isinstance(message, Grant) else set()
 
 
 def resizes_within_budget(world: "World", broker: BrokerMachine, actions: evidence.Actions) -> None:
@@ -137,6 +151,8 @@ def phases_end(world: "World", broker: BrokerMachine, seconds: float) -> None:
         Phase.UNPLUGGING: timing.unplug_progress_seconds,
     }
     for name, state, kind, track in evidence.tracks(broker):
+        if state.observed:
+            continue
         guest, line = world.guests[name], world.watch.seen[name].lines[kind]
         seen_well = state.vm_fresh and state.vm is not None and state.vm.status is VmStatus.RUNNING
         mark = _mark(track, guest)

@@ -39,6 +39,8 @@ DECISION_CHECKS: tuple[Check, ...] = (
     book_invariants.grants_tell_the_book,
     guest_invariants.reclaims_leave_enough,
     guest_invariants.asks_are_fair,
+    guest_invariants.observed_are_left_alone,
+    book_invariants.decisions_are_told,
     guest_invariants.resizes_within_budget,
 )
 _COUNTED = {"grows": "grow", "shrinks": "shrink", "partials": "partial", "refusals": "refusal",
@@ -83,6 +85,7 @@ class Seen:
     inventory: Inventory = field(default_factory=Inventory)
     newest: dict[Kind, Grant | Reclaim] = field(default_factory=dict)
     answers: dict[OrderId, Ack] = field(default_factory=dict)
+    farewell: set[Kind] = field(default_factory=set)  # served until just now: may be told what it has, once each
     obsolete: set[OrderId] = field(default_factory=set)  # orders that came too late, and were not answered before
     lines: dict[Kind, Line] = field(default_factory=lambda: {kind: Line() for kind in Kind})
 
@@ -196,6 +199,16 @@ class Watch:
 
     # ---- the broker ------------------------------------------------------------------------------
 
+    def on_mode(self, name: str) -> None:
+        """A guest is only observed from now on, or served. Nothing was recorded of it while it was observed, and
+        nothing is followed up that was under way.
+        """
+        seen = self.seen[name]
+        seen.surprised, seen.told = True, False
+        ending = (Phase.ASKING, Phase.UNPLUGGING)
+        seen.farewell = {kind for kind, line in seen.lines.items() if line.phase in ending}
+        self.on_outside_cause()
+
     def on_outside_cause(self) -> None:
         """The host changed, or what was promised to guests: more may be charged than there is."""
         self.excused.update(Kind)
@@ -216,6 +229,8 @@ class Watch:
                 if entry is not None and entry.credit is not None:
                     line.credit = entry.credit.get(kind) * book_invariants.MICRO
                 line.flowed_at, line.backs, line.limits = self.forward, self.backs, self.world.limits[name]
+            if name in self.world.observed:
+                self.on_mode(name)
         book_invariants.recovery_is_idempotent(self.world)
 
     def on_clock_step(self, seconds: float) -> None:

@@ -21,6 +21,8 @@ from guestd.broker.core.track import Timing
 from guestd.broker.hypervisor.fake import FakeVm
 from guestd.guest.core import actions as guest_actions
 from guestd.model.errors import HypervisorError, OutcomeUnknown
+from guestd.model.event import EventCode
+from guestd.model.explanation import ReclaimedResource, ReclaimRequest
 from guestd.model.messages import Ack, Demand, Grant, GuestMessage, Heartbeat, Hello, Reclaim, Throttle
 from guestd.model.resources import Limits, Resources
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
@@ -75,6 +77,7 @@ class World:
         self.guests: dict[str, SimGuest] = {}
         self.limits: dict[str, Limits] = {}
         self.paused: set[str] = set()
+        self.observed: set[str] = set()
         self.journal: dict[str, Entry] = {}
         self.epoch = 1
         self.broker: BrokerMachine | None = BrokerMachine(host, 1, timing=self.timing)
@@ -99,13 +102,17 @@ class World:
         """Whether the broker has heard something that it has not decided on yet."""
         return self._news
 
-    def add(self, name: str, limits: Limits, vm: FakeVm | None = None, park: bool = False) -> SimGuest:
+    def add(
+        self, name: str, limits: Limits, vm: FakeVm | None = None, park: bool = False, observe: bool = False
+    ) -> SimGuest:
         """A VM with its daemon, connected at the next step.
 
         :raise AdmissionError: When its minimum does not fit.
         """
         if self.broker is not None:
-            self.broker.add_guest(name, limits, park=park)
+            self.broker.add_guest(name, limits, park=park, observe=observe)
+        if observe:
+            self.observed.add(name)
         vm = vm or FakeVm(plug_rate=4 << 30, unplug_rate=512 * MIB, cpu_unplug_seconds=0.1)
         load = Load()
         guest = SimGuest(name, vm, GuestKernel(vm, load), load, daemon(1, 1, self.now, self.settings), park)
@@ -143,6 +150,28 @@ class World:
         self.broker.pause(name, paused)
         (self.paused.add if paused else self.paused.discard)(name)
         self._news = True
+
+    def observe(self, name: str, observed: bool) -> None:
+        """An operator's change of the configuration. Requests that wait are refused, as a worker does."""
+        assert self.broker is not None
+        self.broker.observe(name, observed)
+        (self.observed.add if observed else self.observed.discard)(name)
+        if observed:
+            commands = self.guests[name].commands
+            waiting = [one for one in commands if isinstance(one, broker_actions.Observe)]
+            commands.clear()
+            commands.extend(waiting)
+        self.watch.on_mode(name)
+        self._news = True
+
+    def reclaim(self, name: str, request: ReclaimRequest) -> tuple[ReclaimedResource, ...]:
+        """An operator's call.
+
+        :raise AdmissionError: When nothing can be decided about the guest now.
+        """
+        assert self.broker is not None
+        self._news = True
+        return self.broker.reclaim(name, request, self.broker_now)
 
     def run(self, seconds: float) -> None:
         """Let time pass; where nothing moves it jumps."""
@@ -189,7 +218,8 @@ class World:
         for name, limits in self.limits.items():
             entry = self.journal.get(name, Entry(Resources(), 0))
             park = self.guests[name].park
-            broker.add_guest(name, limits, entry.reserved, entry.revision, entry.credit, park)
+            observe = name in self.observed
+            broker.add_guest(name, limits, entry.reserved, entry.revision, entry.credit, park, observe)
             broker.pause(name, name in self.paused)
         return broker
 
@@ -363,6 +393,7 @@ class World:
                 if guest.session == action.session:
                     self._post(guest, action.message)
             case broker_actions.Log():
+                self.happened["would"] += action.code is EventCode.WOULD
                 self._note(action.guest, f"{action.kind}: {action.text}")
             case broker_actions.Observe():
                 self.guests[action.guest].observe_soon(self.now)

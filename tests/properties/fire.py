@@ -397,14 +397,14 @@ class WorldUnderFire(RuleBasedStateMachine):
         return len(guest.kernel.online_cpus) >= 3 and guest.kernel.memory_total >= 900 * MIB
 
 
-def burn(examples: int, derandomize: bool = True) -> None:
+def burn(examples: int, derandomize: bool = True, machine: type[WorldUnderFire] = WorldUnderFire) -> None:
     """So many examples; raises what the first broken promise says.
 
     Derandomized, the same code gives the same examples. Failures are not shrunk, which takes minutes; the steps of the
     example are printed as they were, with the end of its trace.
     """
     run_state_machine_as_test(
-        WorldUnderFire,
+        machine,
         settings=settings(
             derandomize=derandomize,
             database=None,

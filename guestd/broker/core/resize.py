@@ -358,6 +358,7 @@ class Resizer:
             track.overdue = track.doubtful = track.settled = False
             track.kept = 0
         guest.vm_fresh = False  # a request may still wait at the hypervisor
+        self.out = [one for one in self.out if one.guest != guest.name or isinstance(one, Log)]
         self.out.append(Observe(guest.name))
 
     def take_over(self, guest: GuestState) -> None:
