@@ -9,7 +9,7 @@ from guestd.model.explanation import ReclaimRequest
 from guestd.model.view import LimitsChange
 from guestd.v1 import admin_pb2, admin_pb2_grpc, monitor_pb2
 from guestd.wire import convert
-from guestd.wire.health import add_health
+from guestd.wire.health import HEALTH, add_health
 from guestd.wire.past import reclaimed_to_wire
 from guestd.wire.server import LOCAL_SERVER_OPTIONS, OperatorBackend, listen_unix, status
 from guestd.wire.view import guest_to_wire
@@ -100,7 +100,7 @@ async def serve_admin(backend: OperatorBackend, path: Path) -> grpc.aio.Server:
     server = grpc.aio.server(options=LOCAL_SERVER_OPTIONS)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(backend), server)
     add_health(server, backend.health, _SERVICE)
-    reflection.enable_server_reflection((_SERVICE, reflection.SERVICE_NAME), server)
+    reflection.enable_server_reflection((_SERVICE, HEALTH, reflection.SERVICE_NAME), server)
     listen_unix(server, path, 0o600)
     await server.start()
     return server

@@ -173,8 +173,6 @@ async def serve_monitor(backend: OperatorBackend, path: Path) -> grpc.aio.Server
 async def serve_remote_monitor(backend: OperatorBackend, address: str, files: TlsFiles) -> grpc.aio.Server | None:
     """The monitor on TCP, for those whose certificate is signed by the CA in `files`; None, with a line in the log
     that says why, when that cannot be: guests are served all the same.
-
-    :param address: of IP and port; port 0 is any that is free.
     """
     server = grpc.aio.server(options=STRANGER_SERVER_OPTIONS, maximum_concurrent_rpcs=_MOST_CALLS)
     _add_services(server, backend)

@@ -71,9 +71,9 @@ class ServerCertificates:
 
     def credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`: nobody gets in without a certificate of the CA."""
-        return grpc.dynamic_ssl_server_credentials(self._first, self._changed, require_client_authentication=True)
+        return grpc.dynamic_ssl_server_credentials(self._first, self.changed, require_client_authentication=True)
 
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+    def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """The new ones, None when there are none. gRPC asks at each connection, in a thread of its own."""
         stamps = self._stamps()
         if stamps == self._seen:

@@ -29,7 +29,8 @@ from guestd.model.messages import BrokerMessage, GuestMessage, Heartbeat, Hello,
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsChange
 from guestd.v1 import admin_pb2, admin_pb2_grpc, common_pb2, guest_pb2, guest_pb2_grpc, monitor_pb2, monitor_pb2_grpc
-from guestd.wire import convert, serve_guests as guests_service
+from guestd.wire import convert
+from guestd.wire import serve_guests as guests_service
 from guestd.wire.health import Health
 from guestd.wire.relay import IngressRelay, Peer, Peers
 from guestd.wire.serve_admin import serve_admin
