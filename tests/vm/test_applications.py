@@ -36,7 +36,7 @@ APPS_SECONDS = 60.0
 GROW_SECONDS = 60.0
 SHRINK_SECONDS = 120.0
 HOOK_SECONDS = 90.0
-"""Hooks have 30 s; jcmd, a JVM itself, needs 4 of them under emulation."""
+"""Hooks have 60 s after a grow and 30 s before a shrink; jcmd, a JVM itself, needs 4 of them under emulation."""
 
 MAIN_JAVA = """
 import java.nio.file.*;

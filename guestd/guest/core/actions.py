@@ -28,7 +28,8 @@ class Settings:
     backoff_max_seconds: float = 300.0
     op_deadline_seconds: float = 10.0  # for what is begun together
     ops_at_once: int = 64  # CPUs or blocks: the helper takes 256 in a request, and a slow block 90 ms
-    hook_seconds: float = 30.0  # what hooks have before a shrink, and after a grow
+    shrink_hook_seconds: int = 30  # what hooks have before a shrink
+    grow_hook_seconds: int = 60  # and after a grow: nobody waits for them
     trim_seconds: float = 3.0  # for one trim, or a compaction
     trim_chunk_bytes: int = 256 * MIB
 

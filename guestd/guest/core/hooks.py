@@ -16,6 +16,7 @@ The law:
 from dataclasses import dataclass
 from enum import StrEnum
 
+from guestd.guest.core.actions import Settings
 from guestd.guest.core.ops import HandResult, HookEvent, HookOp
 from guestd.model.messages import Reason
 from guestd.model.resources import Kind
@@ -51,8 +52,8 @@ class Said:
 class Hooks:
     """The hooks of one guest."""
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self.told: dict[Kind, int] = {}
         self._running: dict[Kind, HookOp] = {}
         self._said: dict[Kind, Said] = {}
@@ -78,7 +79,7 @@ class Hooks:
         """How to ask them about a shrink, where what they say is not known and they are not at it."""
         if kind in self._running or self.say(kind, before, after, step, now).verdict is not Verdict.ASKED:
             return None
-        return self._run(HookOp(HookEvent.BEFORE_SHRINK, kind, before, after, round(self._seconds)), now)
+        return self._run(HookOp(HookEvent.BEFORE_SHRINK, kind, before, after, self._settings.shrink_hook_seconds), now)
 
     def after_grow(self, kind: Kind, amount: int, step: int, now: float) -> HookOp | None:
         """How to tell them that there is more than they know of, if there is."""
@@ -88,7 +89,7 @@ class Hooks:
         if said is not None and said.verdict is Verdict.GO and now < said.until and amount <= said.before:
             return None  # what they agreed to is still to come
         before, self.told[kind] = self.told.get(kind, 0), amount
-        return self._run(HookOp(HookEvent.AFTER_GROW, kind, before, amount, round(self._seconds)), now)
+        return self._run(HookOp(HookEvent.AFTER_GROW, kind, before, amount, self._settings.grow_hook_seconds), now)
 
     def burst_ending(self, kind: Kind, amount: int, burst: int, seconds: float, now: float) -> HookOp | None:
         """How to tell them that what is above `amount - burst` goes within so many seconds."""

@@ -65,7 +65,7 @@ class GuestMachine:
         self.counters: Counter[str] = Counter()
         """How often what went wrong: for people."""
         setbacks = Setbacks(self.settings.backoff_seconds, self.settings.backoff_max_seconds)
-        self._state = State(identity.capabilities, self.settings, setbacks, Hooks(self.settings.hook_seconds))
+        self._state = State(identity.capabilities, self.settings, setbacks, Hooks(self.settings))
         self._giving = Giving(self._state)
         self._pace = Pace(self.settings, now)
         self._link: speak.Link | None = None

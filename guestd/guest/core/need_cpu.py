@@ -7,8 +7,8 @@ The law:
    least of the last samples, so that a burst says nothing (plugging a CPU is one by itself: it wakes a
    handful of kernel threads for an instant). However many they are, that is one jump.
 2. What is over within `spike_seconds` (a fork storm, a moment of a boot) buys nothing: tasks must have waited for that
-   long in the last second. PSI counts from their first moment on, not from the first sample. Bringing a CPU online or
-   offline is work by itself (udev, kernel threads): for `settling_seconds` after it a spike may be longer, or a small VM
+   long in the last second. PSI counts from their first moment on, not from the first sample. A CPU that comes or
+   goes is work by itself (udev, kernel threads): for `settling_seconds` after it a spike may be longer, or a small VM
    would ask back what it has just given.
 3. Where nothing waits, what is used, a tenth of it and a tenth of a CPU is enough, and never more than is online.
 4. A VM that the host holds back (`Throttle`; it shows nowhere in the VM, `cpu.some` even falls) asks for what

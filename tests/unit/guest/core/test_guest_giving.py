@@ -195,7 +195,7 @@ def test_hooks_hear_of_more_when_it_is_there_and_only_of_whole_steps() -> None:
     one.hooks_say = "done"
     actions = one.order(grant(Kind.CPU, 2000))
     assert hooks(actions) == [], "it is not there yet"
-    assert hooks(one.result(CpuOp(1, True))) == [HookOp(HookEvent.AFTER_GROW, Kind.CPU, 0, 2000, 30)]
+    assert hooks(one.result(CpuOp(1, True))) == [HookOp(HookEvent.AFTER_GROW, Kind.CPU, 0, 2000, 60)]
     assert hooks(one.order(grant(Kind.CPU, 1400, 2, 2))) == [], "still two vCPUs"
 
 
@@ -209,7 +209,7 @@ def test_a_shrink_that_stops_short_is_told_as_a_grow() -> None:
     actions = one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 2, 2))
     assert [op.after for op in hooks(actions)] == [2 * BLOCK]
     actions = one.order(grant(Kind.MEMORY, 7 * BLOCK, 3, 3))
-    assert hooks(actions) == [HookOp(HookEvent.AFTER_GROW, Kind.MEMORY, 2 * BLOCK, 7 * BLOCK, 30)]
+    assert hooks(actions) == [HookOp(HookEvent.AFTER_GROW, Kind.MEMORY, 2 * BLOCK, 7 * BLOCK, 60)]
 
 
 def test_hooks_hear_that_a_burst_ends() -> None:
