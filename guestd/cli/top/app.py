@@ -87,8 +87,7 @@ class Top(App[None]):
     #guests { height: 1fr; overflow-x: hidden; scrollbar-gutter: stable; background: #11151a; }
     #details { height: auto; border-top: solid #3a4654; padding: 0 1; }
     #details:focus { border-top: solid #62b5e5; }
-    #filter { height: 1; border: none; padding: 0 1; background: #1d2530; display: none; }
-    #filter.open { display: block; }
+    #filter { height: 1; border: none; padding: 0 1; background: #1d2530; }
     Footer { background: #1d2530; }
     Help { align: center middle; background: #000000 60%; }
     #help { width: 92; max-width: 100%; height: auto; max-height: 100%; border: round #62b5e5; padding: 0 1;
@@ -97,7 +96,7 @@ class Top(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit"),
         Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
-        Binding("slash", "filter", "Filter", key_display="/"),
+        Binding("slash", "filter", "Filter", key_display="/", priority=True),
         Binding("s", "sort", "Sort"),
         Binding("S", "reverse", "Reverse", show=False),
         Binding("enter", "explain", "Why", key_display="Enter"),
@@ -126,6 +125,7 @@ class Top(App[None]):
         yield from self._pools.values()
         yield self._guests
         yield self._details
+        self._filter.display = False
         yield self._filter
         yield Footer(compact=True)
 
@@ -230,8 +230,12 @@ class Top(App[None]):
 
     def action_filter(self) -> None:
         """Have a filter typed in."""
-        self._filter.add_class("open")
-        self._filter.focus()
+        self._filter.display = True
+        self.screen.set_focus(self._filter)  # at once, as its key has priority: what is typed next is meant for it
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """A slash in the filter's text is only a slash."""
+        return not (action == "filter" and self._filter.has_focus)
 
     def action_other(self) -> None:
         """To the details, or back to the guests."""
@@ -255,5 +259,5 @@ class Top(App[None]):
 
     @on(Input.Submitted, "#filter")
     def _close_filter(self) -> None:
-        self._filter.set_class(bool(self._filter.value), "open")
-        self._guests.focus()
+        self._filter.display = bool(self._filter.value)
+        self.screen.set_focus(self._guests)

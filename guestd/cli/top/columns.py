@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from guestd.cli.status import amount_text, status_word
@@ -198,7 +199,8 @@ COLUMNS: Final = (
 )
 
 
-def layout(width: int) -> list[tuple[Column, int]]:
+@lru_cache(maxsize=8)
+def layout(width: int) -> tuple[tuple[Column, int], ...]:
     """The columns that fit into so many cells, and how wide each is: names, bars and reasons share what is over."""
     shown = list(COLUMNS)
     while _needed(shown) > width and max(column.rank for column in shown) > 0:
@@ -210,7 +212,7 @@ def layout(width: int) -> list[tuple[Column, int]]:
             grown = min(spare * column.share // shares, column.grows)
             widths[index] += grown
             spare, shares = spare - grown, shares - column.share
-    return list(zip(shown, widths, strict=True))
+    return tuple(zip(shown, widths, strict=True))
 
 
 def _needed(columns: Sequence[Column]) -> int:

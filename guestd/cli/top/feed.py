@@ -149,8 +149,9 @@ class Feed:
     async def _follow_host(self, source: Source) -> None:
         while True:
             await asyncio.sleep(_HOST_INTERVAL_SECONDS)
-            self.board.host = await source.host()
-            self.board.changed = True
+            host = await source.host()
+            if host != self.board.host:
+                self.board.host, self.board.changed = host, True
 
     async def _follow_events(self, source: Source) -> None:
         """A broker that tells no events is followed all the same."""

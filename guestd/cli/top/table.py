@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from guestd.cli.top.columns import ORDERS, Order, chosen, headings, layout, row
+from guestd.cli.top.columns import ORDERS, Column, Order, chosen, headings, layout, row
 from guestd.cli.top.styles import STYLES, Piece
 from guestd.model.view import GuestView
 
@@ -50,7 +50,6 @@ class GuestTable(ScrollView, can_focus=True):
         self._known: Mapping[str, GuestView] = {}
         self._shown: list[GuestView] = []
         self._at = 0
-        self._columns = layout(80)
 
     @property
     def shown(self) -> list[GuestView]:
@@ -61,6 +60,10 @@ class GuestTable(ScrollView, can_focus=True):
         """Take over what is known now."""
         self._known = guests
         self._list()
+
+    @property
+    def _columns(self) -> tuple[tuple[Column, int], ...]:
+        return layout(self.scrollable_content_region.width)
 
     @property
     def orders(self) -> list[Order]:
@@ -123,8 +126,7 @@ class GuestTable(ScrollView, can_focus=True):
             self._select(event.y - _HEAD + self.scroll_offset.y)
 
     def on_resize(self, event: events.Resize) -> None:
-        """Columns come and go."""
-        self._columns = layout(self.scrollable_content_region.width)
+        """Keep the selected guest in view."""
         self.virtual_size = Size(0, len(self._shown) + _HEAD)
         self.call_after_refresh(self._into_view)
 
