@@ -51,7 +51,7 @@ async def obeys(host: Host) -> float:
     """Seconds until a load has its CPU; then all is at rest again."""
     async with host.busy(VM, 2):
         up = await converges(host, "a second CPU", lambda look: look.cpus(VM) >= 2)
-    await rests(host)
+    await rests(host, 60)
     return up
 
 
@@ -75,7 +75,7 @@ async def test_a_vm_that_stood_still(host: Host) -> None:
         await asyncio.sleep(12.0)
         await host.machines[VM].resume()
         again = await converges(host, "all four", lambda look: look.cpus(VM) == 4)
-    await rests(host)
+    await rests(host, 60)
     assert (await host.shell(VM, SERVICE)).split() == ["0", "active"]
     print(f"stopped for 10 s: no resize, then a CPU after {up:.1f} s; stopped in a grow: four CPUs {again:.1f} s later")
 

@@ -154,7 +154,7 @@ async def test_blocks_that_the_kernel_does_not_bring_online(host: Host) -> None:
             await host.guestctl("set-limits", PAGES, "--reset")
         text = await host.shell(PAGES, f"journalctl -u guestd --since=@{since} -q -o cat --no-pager")
         tries = text.count("leaving it alone for")
-        back = await rests(host)
+        back = await rests(host, 60)
         print(
             f"{NAMES[error]}: {tries} blocks left alone for a while, all there {up:.1f} s after it could, {back:.1f} s"
         )
@@ -206,7 +206,7 @@ async def test_a_load_begins_while_memory_is_given_back(host: Host) -> None:
     result = json.loads(await host.shell(PAGES, "cat /run/vm-test/again; rm /run/vm-test/again"))
     assert await host.machines[PAGES].oom_kills() == 0
     assert result["mib"] >= 1530
-    back = await rests(host)
+    back = await rests(host, 60)
     print(
         f"a load began at {start // MIB} MiB and going down: least {least // MIB} MiB, more again after {turned:.1f} s,"
         f" {result}, back after {back:.1f} s"

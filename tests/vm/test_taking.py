@@ -145,7 +145,7 @@ async def test_cpus_that_arrive_again_and_again(host: Host) -> None:
             )
             await asyncio.sleep(0.5)
             assert (await host.look(inside=True)).facts[VM].cpus_online >= {0, 1}
-        times.append((round(up, 1), round(await rests(host), 1)))
+        times.append((round(up, 1), round(await rests(host, 60), 1)))
     after = (await host.look()).views[VM].resource(Kind.CPU)
     assert (after.failures, after.partials) == (before.failures, before.partials)
     assert await warnings(host, since) == ""
