@@ -20,6 +20,7 @@ from guestd.broker.hypervisor.base import Vm
 from guestd.broker.hypervisor.qemu import QemuVm
 from guestd.broker.journal import Journal
 from guestd.model.errors import AdmissionError, ConfigError, GuestdError, JournalError
+from guestd.model.event import EventCode
 from guestd.runtime import logs
 from guestd.runtime.notify import Notifier
 from guestd.wire.relay import IngressRelay, Peers, vsock_listener
@@ -181,8 +182,10 @@ async def _reload(path: Path, engine: Engine) -> None:
         await engine.reload(config)
     except (ConfigError, AdmissionError, JournalError) as error:
         _log.error("reload refused, nothing changed: %s", error)
+        engine.store.note(EventCode.BROKER, f"reload refused, nothing changed: {error}")
     else:
         _log.info("reloaded: %d guests", len(config.guests))
+        engine.store.note(EventCode.BROKER, f"reloaded: {len(config.guests)} guests")
     notifier.ready("reloaded")
 
 

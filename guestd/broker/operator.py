@@ -9,7 +9,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from datetime import UTC, datetime
 
 import guestd
@@ -19,11 +19,16 @@ from guestd.broker.core.guest import GuestState
 from guestd.broker.core.ledger import admit
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.failpoint import Failpoint, reach
+from guestd.broker.history.changes import changed_limits_text
+from guestd.broker.history.explain import explain_now, explain_past
+from guestd.broker.history.store import Store
 from guestd.broker.journal import Journal
 from guestd.broker.metrics.tally import Tally
 from guestd.broker.view import guest_view, host_view
 from guestd.model.errors import AdmissionError, ConfigError, JournalError, NotFoundError
-from guestd.model.explanation import ReclaimedResource, ReclaimRequest
+from guestd.model.event import Event, EventCode, EventQuery, SeenEvent
+from guestd.model.explanation import GuestExplanation, ReclaimedResource, ReclaimRequest
+from guestd.model.history import History
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsChange, LimitsOrigin
 from guestd.wire.health import Health
@@ -44,6 +49,8 @@ class Operators(ABC):
         self._errors: Counter[str] = Counter()
         self.tally = Tally()
         self._subscribers: list[tuple[set[str], asyncio.Event]] = []
+        self.store = Store(config.state_dir / "history.db", config.outlets.history_bytes)
+        self._unsampled: set[str] = set()  # guests that changed since the last look
         self._changing = asyncio.Lock()
         self.started_at = datetime.now(UTC)
 
@@ -85,6 +92,29 @@ class Operators(ABC):
         self._subscribers.append(entry)
         return (*entry, lambda: self._subscribers.remove(entry))
 
+    async def explain(self, name: str, at: datetime | None) -> GuestExplanation:
+        """See `wire.server.OperatorBackend`."""
+        self._known(name)
+        unknown = False
+        if at is None or at >= datetime.now(UTC):
+            resources = await explain_now(self.machine, self.store, name, self._clock())
+        else:
+            resources, unknown = await explain_past(self.store, name, at)
+        return GuestExplanation(self.guest_view(name), resources, unknown)
+
+    async def events(self, query: EventQuery) -> tuple[Event, ...]:
+        """See `wire.server.OperatorBackend`."""
+        return await self.store.events(query)
+
+    def follow_events(self, guest: str, after_id: int) -> AsyncGenerator[SeenEvent, None]:
+        """See `wire.server.OperatorBackend`."""
+        return self.store.follow(guest, after_id)
+
+    async def history(self, name: str, since: datetime | None, until: datetime | None, max_points: int) -> History:
+        """See `wire.server.OperatorBackend`."""
+        self._known(name)
+        return await self.store.history(name, since, until, max_points)
+
     async def add_guest(
         self, name: str, limits: Limits, qmp_socket: str, cid: int | None, vsock_path: str | None
     ) -> None:
@@ -109,6 +139,7 @@ class Operators(ABC):
                 raise
             reach(Failpoint.ADDED)
             self._origin[name] = self._admin_origin()
+            self.store.note(EventCode.OPERATOR, "added", name)
             await self._attach(guest)
         self._kick(name)
 
@@ -123,8 +154,7 @@ class Operators(ABC):
                     f"guest {name!r} comes from {guest.origin}; take it out there and reload the broker"
                 )
             await self._journal.forget_guest(name)
-            await self._detach(name)
-            self.machine.remove_guest(name)
+            await self._remove(name)
         self._kick(name)
 
     async def change_limits(self, name: str, change: LimitsChange) -> None:
@@ -159,6 +189,7 @@ class Operators(ABC):
             raise
         reach(Failpoint.LIMITED)
         self._origin[name] = origin
+        self._note_limits(name, "set" if origin[0] is LimitsOrigin.ADMIN else "reset to the file's", before, limits)
         self._kick(name)
 
     async def pause_guest(self, name: str, paused: bool) -> None:
@@ -167,6 +198,7 @@ class Operators(ABC):
             self._known(name)
             await self._journal.set_paused(name, paused)
             self.machine.pause(name, paused)
+            self.store.note(EventCode.OPERATOR, "paused" if paused else "resumed", name)
         self._kick(name)
 
     async def reclaim_guest(self, name: str, request: ReclaimRequest) -> tuple[ReclaimedResource, ...]:
@@ -174,6 +206,10 @@ class Operators(ABC):
         self._known(name)
         reclaimed = self.machine.reclaim(name, request, self._clock())
         if not request.dry_run:
+            for one in reclaimed:
+                shown = f"{one.kind.show(one.reserved)} -> {one.kind.show(one.goal)}: {one.reason.text}"
+                text, amounts = f"an operator reclaims: {shown}", (one.reserved, one.goal)
+                self.store.note(EventCode.OPERATOR, text, name, one.kind, *amounts, reason=one.reason)
             self._kick(name)
         return reclaimed
 
@@ -201,8 +237,9 @@ class Operators(ABC):
             for name in gone:
                 await self._journal.forget_guest(name)
             for name in gone:
-                await self._detach(name)
-                self.machine.remove_guest(name)
+                await self._remove(name)
+            for name, state in self.machine.guests.items():
+                self._note_limits(name, "changed by a reload", state.limits, limits[name])
             self.machine.set_host(config.host, limits)
             self._config = config
             for name, guest in sorted(wanted.items()):
@@ -214,6 +251,7 @@ class Operators(ABC):
         if known is None:
             self.machine.add_guest(guest.name, limits, park=guest.park_cpus, observe=self._observes(guest))
             self._origin[guest.name] = self._file_origin(guest)
+            self.store.note(EventCode.OPERATOR, "added by a reload", guest.name)
             await self._attach(guest)
             return
         self.machine.guests[guest.name].park = guest.park_cpus
@@ -227,6 +265,17 @@ class Operators(ABC):
         else:
             self._guests[guest.name] = guest
         self._observe(guest.name, self._observes(guest))
+
+    async def _remove(self, name: str) -> None:
+        await self._detach(name)
+        self.machine.remove_guest(name)
+        self.store.note(EventCode.OPERATOR, "removed", name)
+        self.store.forget(name)
+
+    def _note_limits(self, name: str, how: str, before: Limits, after: Limits) -> None:
+        changes = changed_limits_text(before, after)
+        if changes:
+            self.store.note(EventCode.OPERATOR, f"limits {how}: {changes}", name)
 
     def _observes(self, guest: GuestConfig) -> bool:
         return self._config.observe or guest.observe
@@ -244,6 +293,7 @@ class Operators(ABC):
         return (LimitsOrigin.ADMIN, datetime.now(UTC).isoformat(timespec="seconds"))
 
     def _changed(self, *names: str) -> None:
+        self._unsampled.update(names)
         for changed, event in self._subscribers:
             changed.update(names)
             event.set()
