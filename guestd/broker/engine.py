@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import guestd
 from guestd.broker import config as configuration
 from guestd.broker.config import BrokerConfig, GuestConfig
 from guestd.broker.core.actions import Action, HypervisorAction, Log, Observe, Record, Send
@@ -27,6 +28,7 @@ from guestd.broker.operator import Operators
 from guestd.broker.session import CONNECTION_MESSAGES, Allowance, Session
 from guestd.broker.worker import VmWorker, is_unknown
 from guestd.model.errors import AdmissionError, FloodError, HypervisorError, JournalError, SupersededError
+from guestd.model.event import EventCode
 from guestd.model.messages import Ack, Demand, GuestMessage, Heartbeat, Hello
 from guestd.model.resources import Limits
 from guestd.model.view import LimitsOrigin
@@ -83,6 +85,7 @@ class Engine(Operators):
         guests = {**saved.added, **self._config.guests}
         configuration.check_channels(guests)
         by_call = self._fitting(guests, {name: limits for name, (limits, _) in saved.limits.items() if name in guests})
+        await self.store.start()
         for guest in guests.values():
             limits, origin = guest.limits, self._file_origin(guest)
             if guest.name in by_call:
@@ -96,6 +99,8 @@ class Engine(Operators):
             self._origin[guest.name] = origin
             await self._attach(guest)
         self._begun = len(guests)
+        text = f"broker {guestd.__version__} started, epoch {saved.epoch}: {len(guests)} guests"
+        self.store.note(EventCode.BROKER, text)
         self._loop_task = asyncio.create_task(self._run())
 
     def _fitting(self, guests: dict[str, GuestConfig], by_call: dict[str, Limits]) -> dict[str, Limits]:
@@ -125,6 +130,8 @@ class Engine(Operators):
                 await self._loop_task
         for name in list(self._workers):
             await self._workers.pop(name).close()
+        self.store.note(EventCode.BROKER, "broker stops")
+        await self.store.stop()
         await self._journal.close()
 
     async def wait(self) -> None:
@@ -141,6 +148,7 @@ class Engine(Operators):
                 self._relay.listen_unix(guest.name, path, guest.vsock_privileged_ports)
             except OSError as error:
                 _log.error("guest %s cannot be listened to: %s; it is left as it is", guest.name, error)
+                self.store.note(EventCode.BROKER, f"cannot be listened to: {error}", guest.name)
         worker = VmWorker(
             self._make_vm(guest),
             partial(self._on_state, guest.name),
@@ -191,6 +199,7 @@ class Engine(Operators):
                 reach(Failpoint.RECORDED)
             for action in actions:
                 self._perform(action)
+            self._sample()
             many = self._begun >= max(_MANY, len(self._guests) // 2)
             if many and self._clock() - self._begun_at > _CALM_SECONDS:
                 self._begun = 0
@@ -212,6 +221,12 @@ class Engine(Operators):
                 await self._wake.wait()
         await asyncio.sleep(max(0.0, self._next_round - asyncio.get_running_loop().time()))
 
+    def _sample(self) -> None:
+        """Have history see what changed."""
+        changed, guests = self._unsampled, self.machine.guests
+        self.store.look([guests[name] for name in changed if name in guests])
+        changed.clear()
+
     async def _record(self, records: list[Record]) -> None:
         """Make it durable; while that fails, nothing is decided and all guests keep what they have."""
         said = ""
@@ -223,10 +238,12 @@ class Engine(Operators):
                 if str(error) != said:
                     said = str(error)
                     _log.error("%s; until then nothing is decided and guests keep what they have", said)
+                    self.store.note(EventCode.BROKER, f"{said}; until then nothing is decided")
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             else:
                 if said:
                     _log.warning("the journal can be written again")
+                    self.store.note(EventCode.BROKER, "the journal can be written again")
                 return
 
     def _perform(self, action: Action) -> None:
@@ -241,17 +258,23 @@ class Engine(Operators):
             case Log():
                 self.tally.decisions[action.code] += 1
                 _log.info("%s %s: %s", action.guest, action.kind, action.text, extra=_in_numbers(action))
+                self._note_decision(action)
                 self._changed(action.guest)
             case _:
                 worker = self._workers.get(action.guest)
                 if worker is not None:
                     worker.submit(action)
 
+    def _note_decision(self, one: Log) -> None:
+        what = (one.code, one.text, one.guest, one.kind)
+        self.store.note(*what, one.before, one.after, one.reason, one.inputs)
+
     def _on_state(self, name: str, state: VmState) -> None:
         self._complaint.pop(name, None)
         guest = self.machine.guests.get(name)
         if guest is not None and (guest.vm is None or guest.vm.status is not state.status):
             _log.info("%s: VM is %s", name, state.status, extra={"guest": name})
+            self.store.note(EventCode.VM, f"VM is {state.status}", name)
         if guest is None or guest.vm != state or not guest.vm_fresh:
             reach(Failpoint.CONFIRMED)
             self.machine.on_vm_state(name, state, self._clock())
@@ -263,6 +286,7 @@ class Engine(Operators):
             self._complaint[name] = str(error)
             text = "%s: the hypervisor's answer is of no use, asking again: %s"
             _log.warning(text, name, error, extra={"guest": name})
+            self.store.note(EventCode.VM, f"the hypervisor's answer is of no use, asking again: {error}", name)
         self.machine.on_vm_failed(name, action, str(error), is_unknown(error), self._clock())
         self._kick(name)
 
@@ -287,6 +311,7 @@ class Engine(Operators):
         self._channels[peer.guest] = peer.channel
         text, version = "%s: guest daemon %s connected (%s)", hello.identity.agent_version
         _log.info(text, peer.guest, version, peer.channel, extra={"guest": peer.guest})
+        self.store.note(EventCode.CHANNEL, f"guest daemon {version} connected ({peer.channel})", peer.guest)
         self._kick(peer.guest)
         return number, session
 
@@ -298,6 +323,7 @@ class Engine(Operators):
             seconds = self._relay.shun(name)
             if seconds:
                 _log.warning("%s: %s; not listened to for %.0f s", name, error, seconds, extra={"guest": name})
+                self.store.note(EventCode.CHANNEL, f"{error}; not listened to for {seconds:.0f} s", name)
             raise
 
     def receive(self, peer: Peer, session: int, message: GuestMessage) -> None:
@@ -326,6 +352,7 @@ class Engine(Operators):
         if self._sessions.get(peer.guest, (0, None))[0] == session:
             del self._sessions[peer.guest]
             _log.info("%s: guest daemon is away", peer.guest, extra={"guest": peer.guest})
+            self.store.note(EventCode.CHANNEL, "guest daemon is away", peer.guest)
         self._kick(peer.guest)
 
     def count_protocol_error(self, peer: Peer) -> None:
