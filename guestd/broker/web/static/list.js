@@ -148,7 +148,7 @@ export class List {
       if (this.selected) this.onSelect(this.selected, true);
     } else if (step !== undefined && this.names.length) {
       const now = this.names.indexOf(this.selected);
-      const next = now < 0 ? 0 : Math.min(this.names.length - 1, Math.max(0, now + step));
+      const next = Math.min(this.names.length - 1, Math.max(0, now + step));
       this.onSelect(this.names[next], false);
     } else {
       return;
