@@ -6,8 +6,8 @@ does not exist, and each guest's lines are those with its name and its numbers. 
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Metric, ProcessCollector
 from prometheus_client.exposition import choose_encoder
@@ -22,18 +22,21 @@ from guestd.model.resources import Kind
 _SLICE_SECONDS = 0.005
 _END = b"# EOF\n"  # OpenMetrics has it
 _GUEST = f'guest="{ANY_GUEST}"'
+_PART = {None: 0, Kind.CPU: 1, Kind.MEMORY: 2}
+"""Of a guest's view: all of it, and its resources."""
 _number = lru_cache(maxsize=1 << 16)(floatToGoString)  # most are like those of the guests beside
 Encoder = Callable[[Collector], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One line of each guest: what is before and after the guest's name, and how its number is read."""
+class _Line(NamedTuple):
+    """One line of each guest: where it is put, what is before and after the guest's name, and how its number is read
+    from which part of the guest's view.
+    """
 
-    family: int
+    put: Callable[[str], None]
     before: str
     after: str
-    kind: Kind | None
+    part: int  # see `_PART`
     read: Read
 
 
@@ -68,12 +71,8 @@ class Exposition:
         return b"".join((host.removesuffix(_END), guests, end)), content_type
 
     async def _guests(self, encoder: Encoder) -> bytes:
-        texts: list[list[str]] = []
-        lines: list[_Line] = []
-        for number, family in enumerate(FAMILIES):
-            head, its_lines = _template(encoder, number, family)
-            texts.append([head])
-            lines += its_lines
+        texts: list[list[str]] = [[] for _ in FAMILIES]
+        lines = [line for family, text in zip(FAMILIES, texts, strict=True) for line in _begin(text, encoder, family)]
         clock = asyncio.get_running_loop().time
         pause_at = clock() + _SLICE_SECONDS
         for name in self._source.guest_names():
@@ -84,12 +83,11 @@ class Exposition:
                 view = self._source.guest_view(name)
             except NotFoundError:  # removed a moment ago
                 continue
-            subjects: dict[Kind | None, object] = {kind: view.resource(kind) for kind in Kind}
-            subjects[None] = view
-            for line in lines:
-                value = line.read(subjects[line.kind])
+            parts = (view, view.resource(Kind.CPU), view.resource(Kind.MEMORY))
+            for put, before, after, part, read in lines:
+                value = read(parts[part])
                 if value is not None:
-                    texts[line.family].append(f"{line.before}{name}{line.after}{_number(value)}\n")
+                    put(f"{before}{name}{after}{_number(value)}\n")
         await asyncio.sleep(0)
         return "".join(text for of_family in texts for text in of_family).encode()
 
@@ -102,15 +100,11 @@ def _encoder(accept: str) -> tuple[Encoder, str]:
         return choose_encoder("")
 
 
-def _template(encoder: Encoder, number: int, family: Family) -> tuple[str, Iterator[_Line]]:
-    """The family's head, and its lines."""
+def _begin(text: list[str], encoder: Encoder, family: Family) -> Iterator[_Line]:
+    """Put the family's head there, and return its lines."""
     rendered = encoder(_One(family.template())).removesuffix(_END).decode().splitlines(keepends=True)
-    head = "".join(line for line in rendered if line.startswith("#"))
-    samples = [line.rpartition(" ")[0] + " " for line in rendered if not line.startswith("#")]
-    lines = (
-        _Line(number, before + 'guest="', '"' + after, series.kind, series.read)
-        for series, (before, _, after) in zip(
-            family.series, (sample.partition(_GUEST) for sample in samples), strict=True
-        )
-    )
-    return head, lines
+    text += [line for line in rendered if line.startswith("#")]
+    samples = [line for line in rendered if not line.startswith("#")]
+    for series, sample in zip(family.series, samples, strict=True):
+        before, _, after = sample.rpartition(" ")[0].partition(_GUEST)
+        yield _Line(text.append, f'{before}guest="', f'"{after} ', _PART[series.kind], series.read)

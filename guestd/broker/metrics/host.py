@@ -15,7 +15,6 @@ from guestd.model.resources import Resources
 from guestd.model.units import MILLICORES_PER_VCPU
 from guestd.model.view import GuestView, HostView
 
-
 _DECISIONS = tuple(
     code
     for code in EventCode
