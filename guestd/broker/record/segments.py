@@ -12,7 +12,7 @@ from guestd.model.errors import RecordError
 from guestd.model.units import format_size
 
 _SUFFIX = ".record"
-_PARTS = 4  # a segment is this part of the bound: so much of it may be gone when the oldest went
+_PARTS = 8  # a file is this part of the bound: so much of it is empty when the oldest went
 
 
 class Segments:
@@ -43,14 +43,14 @@ class Segments:
         if len(data) * 2 > self._limit:
             raise RecordError(
                 f"a snapshot takes {format_size(len(data))}, and record.size is {format_size(self._limit)}: "
-                f"set it to {format_size(len(data) * 2 * _PARTS)} or more"
+                f"set it to {format_size(len(data) * _PARTS)} or more"
             )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._make_room(len(data))
         newest = max((int(path.stem) for path in self._files() if path.stem.isdecimal()), default=0)
         self._path = self.directory / f"{newest + 1:010}{_SUFFIX}"
         self._descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        self._size, self._full_size = 0, max(self._limit // _PARTS, 2 * len(data))
+        self._full_size = max(self._limit // _PARTS, 2 * len(data))
         try:
             self._write(data)
         except OSError:
@@ -72,7 +72,7 @@ class Segments:
         """End the file that is written."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
-        self._descriptor, self._path = -1, None
+        self._descriptor, self._path, self._size = -1, None, 0
 
     def _write(self, data: bytes) -> None:
         while data:
@@ -83,14 +83,14 @@ class Segments:
     def _make_room(self, size: int) -> None:
         files = self._files()
         sizes = {path: path.stat().st_size for path in files}
+        if self._size + size > self._limit:
+            raise RecordError(f"{format_size(size)} at once do not fit into record.size")
         taken = sum(sizes.values()) + size
         for path in files:
             if taken > self._limit and path != self._path:
                 with suppress(FileNotFoundError):
                     path.unlink()
                 taken -= sizes[path]
-        if taken > self._limit:
-            raise RecordError(f"{format_size(size)} at once do not fit into record.size")
 
     def _files(self) -> list[Path]:
         """Oldest first."""

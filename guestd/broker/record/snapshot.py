@@ -153,7 +153,7 @@ def _join(wanted: type, value: Any) -> object:
     attributes = _PARTS[wanted]
     if not isinstance(value, dict) or value.keys() != attributes.keys():
         raise ValueError(f"{wanted.__name__} has other parts")
-    made = wanted.__new__(wanted)
+    made: object = wanted.__new__(wanted)  # type: ignore[call-overload]
     for name, kind in attributes.items():
         setattr(made, name, msgspec.convert(value[name], kind, dec_hook=_join))
     return made
