@@ -129,6 +129,20 @@ define install-unit
 		'$(DESTDIR)/etc/systemd/system/multi-user.target.wants/$(1).service'
 endef
 
+# $(call install-guestctl): completion for three shells and man pages, made by the command line itself. What zsh loads
+# by itself is to answer at once, and not only to define the function that does.
+SHARE = $(DESTDIR)/usr/share
+define install-guestctl
+	@install -d $(addprefix '$(SHARE)'/,bash-completion/completions zsh/vendor-completions fish/vendor_completions.d man/man1)
+	@for pair in bash:bash-completion/completions/guestctl zsh:zsh/vendor-completions/_guestctl \
+			fish:fish/vendor_completions.d/guestctl.fish; do \
+		_GUESTCTL_COMPLETE="source_$${pair%%:*}" $(PYTHON) -m guestd.cli.main | sed '/./,$$!d' \
+			> '$(SHARE)/'"$${pair#*:}"; done
+	@echo '[[ $$funcstack[1] == _guestctl ]] && _guestctl_completion "$$@"' >> '$(SHARE)/zsh/vendor-completions/_guestctl'
+	@$(PYTHON) -m guestd.cli.manpage '$(SHARE)/man/man1'
+	@chmod 644 '$(SHARE)'/{bash-completion/completions/guestctl,zsh/vendor-completions/_guestctl,fish/vendor_completions.d/guestctl.fish,man/man1/guestctl*.1}
+endef
+
 install-guest: $(STAMPS)/site-guest  ## DESTDIR=ROOT: the guest daemon into a guest's root file system
 	$(call install-environment,site-guest,guestd:guest.main)
 	$(call install-unit,guestd)
@@ -145,6 +159,7 @@ install-lab: $(STAMPS)/site-lab  ## DESTDIR=ROOT: Python packages for the lab's 
 install-broker: $(STAMPS)/site-broker  ## DESTDIR=ROOT: the broker and guestctl, same layout
 	$(call install-environment,site-broker,guestd-broker:broker.main guestctl:cli.main)
 	$(call install-unit,guestd-broker)
+	$(call install-guestctl)
 
 proto: setup  ## generate guestd/v1 from proto/
 	@$(MAKE) --no-print-directory generate-proto

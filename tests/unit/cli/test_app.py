@@ -1,76 +1,22 @@
 """`guestctl`: options, exit codes, and what it says when something is wrong."""
 
-import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import pytest
 import typer
-from test_status import GUEST, HOST
+from fake_client import FakeClient
+from test_status import GUEST
 
-import guestd.wire.client
+import guestd
 from guestd.cli.main import main
-from guestd.model.errors import AdmissionError, ConfigError, GuestdError, NotFoundError, UnreachableError
-from guestd.model.view import GuestRemoved, GuestView, HostView, LimitsChange
+from guestd.model.errors import AdmissionError, ConfigError, DeniedError, GuestdError, NotFoundError, UnreachableError
+from guestd.model.view import GuestRemoved, LimitsChange
 
-
-class FakeClient:
-    """Stands for the broker; calls are kept, errors are raised when set."""
-
-    calls: ClassVar[list[tuple[Any, ...]]] = []
-    error: ClassVar[GuestdError | None] = None
-    changes: ClassVar[list[GuestView | GuestRemoved | BaseException]] = []
-
-    def __init__(self, run_dir: Path) -> None:
-        self.calls.append(("open", run_dir))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self.calls.append(("close",))
-
-    def _check(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    async def host(self) -> HostView:
-        self._check()
-        return HOST
-
-    async def guests(self) -> tuple[GuestView, ...]:
-        return (GUEST,)
-
-    async def watch_guests(self, interval: float) -> AsyncIterator[GuestView | GuestRemoved]:
-        for change in self.changes:
-            await asyncio.sleep(0.01)
-            if isinstance(change, BaseException):
-                raise change
-            yield change
-        await asyncio.sleep(60)
-
-    async def set_limits(self, name: str, change: LimitsChange) -> GuestView:
-        self.calls.append(("set", name, change))
-        self._check()
-        return GUEST
-
-    async def reset_limits(self, name: str) -> GuestView:
-        self.calls.append(("reset", name))
-        return GUEST
-
-
-@pytest.fixture(autouse=True)
-def client(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
-    monkeypatch.delenv("GUESTD_RUN_DIR", raising=False)
-    monkeypatch.setattr(guestd.wire.client, "BrokerClient", FakeClient)
-    monkeypatch.setattr(FakeClient, "calls", [])
-    monkeypatch.setattr(FakeClient, "error", None)
-    monkeypatch.setattr(FakeClient, "changes", [])
-    return FakeClient
+pytestmark = pytest.mark.usefixtures("client")
 
 
 def test_status_table(capsys: pytest.CaptureFixture[str], client: type[FakeClient]) -> None:
@@ -81,7 +27,7 @@ def test_status_table(capsys: pytest.CaptureFixture[str], client: type[FakeClien
 
 def test_status_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--output", "json"]) == 0
-    assert json.loads(capsys.readouterr().out)["schema"] == 1
+    assert json.loads(capsys.readouterr().out)["schema"] == "guestd/v1/status"
 
 
 def test_run_dir_by_option_and_environment(
@@ -104,9 +50,9 @@ def test_watch_json_is_a_line_for_each_change_until_the_broker_goes(
     assert "the socket: gone" in err
 
 
-def test_watch_ends_well_on_ctrl_c(client: type[FakeClient], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_ends_it_without_a_word(client: type[FakeClient], capsys: pytest.CaptureFixture[str]) -> None:
     client.changes = [KeyboardInterrupt()]
-    assert main(["status", "--watch", "--output", "json"]) == 0
+    assert main(["status", "--watch", "--output", "json"]) == 130
     assert capsys.readouterr().err == ""
 
 
@@ -122,7 +68,7 @@ def test_set_limits_leaves_the_rest_alone(client: type[FakeClient], capsys: pyte
     assert main(["set-limits", "demo", "--cpu-max", "2", "-o", "json"]) == 0
     assert ("set", "demo", LimitsChange(cpu_max_millicores=2000)) in client.calls
     found = json.loads(capsys.readouterr().out)
-    assert (found["schema"], found["guest"]["name"]) == (1, "demo")
+    assert (found["schema"], found["guest"]["name"]) == ("guestd/v1/guest", "demo")
 
 
 def test_reset_limits(client: type[FakeClient]) -> None:
@@ -148,6 +94,8 @@ def test_reset_limits(client: type[FakeClient]) -> None:
         (["--reset", "--cpu-min", "1"], ["--reset", "alone"]),
         ([], ["nothing to change"]),
         (["--output", "xml", "--reset"], ["--output", "xml"]),
+        (["--reset", "--timeout", "5s"], ["--timeout", "--wait"]),
+        (["--reset", "--wait", "--timeout", "soon"], ["--timeout", "'soon'", "90s, 30m, 1h or 2d"]),
     ],
 )
 def test_bad_values_name_option_value_and_what_is_expected(
@@ -163,7 +111,8 @@ def test_bad_values_name_option_value_and_what_is_expected(
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (NotFoundError("no guest 'demo'"), 1),
+        (NotFoundError("no guest 'demo'; guestctl status lists those that there are"), 4),
+        (DeniedError("admin.sock may not be opened by this user; try with sudo"), 3),
         (AdmissionError("minimums: 9 GiB of 8 GiB"), 1),
         (GuestdError("INTERNAL"), 1),
         (ConfigError("refused by the broker", "", None, "cpu: min 5 is above max 4"), 2),
@@ -172,7 +121,7 @@ def test_bad_values_name_option_value_and_what_is_expected(
 def test_the_brokers_refusals(
     client: type[FakeClient], capsys: pytest.CaptureFixture[str], error: GuestdError, code: int
 ) -> None:
-    client.error = error
+    client.error = NotFoundError("no guest 'demo'") if isinstance(error, NotFoundError) else error
     assert main(["set-limits", "demo", "--cpu-min", "1"]) == code
     assert capsys.readouterr().err == f"guestctl: {error}\n"
 
@@ -206,13 +155,14 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"guestctl {guestd.__version__}\n"
     assert main(["--help"]) == 0
-    assert {"status", "set-limits", "lab", "demo"} <= set(capsys.readouterr().out.split())
+    wanted = {"status", "top", "get", "explain", "events", "history", "set-limits", "pause", "resume", "reclaim"}
+    assert wanted | {"config", "lab", "demo"} <= set(capsys.readouterr().out.split())
 
 
 def test_help_needs_neither_grpc_nor_the_lab() -> None:
     script = (
         "import sys; from guestd.cli.main import main; code = main(['--help']);"
-        "heavy = [name for name in ('grpc', 'qemu', 'guestd.cli.demo.run') if name in sys.modules];"
+        "heavy = [name for name in ('grpc', 'rich', 'qemu', 'guestd.cli.demo.run') if name in sys.modules];"
         "sys.exit(code or (f'imported: {heavy}' if heavy else 0))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)

@@ -1,14 +1,12 @@
 """What `guestctl status` shows."""
 
-import io
-import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from guestd.cli.status import amount_text, as_json, render, status_word
+from guestd.cli.screen import Screen
+from guestd.cli.status import amount_text, fitted, render, status_word
 from guestd.cli.text import printable
 from guestd.model.messages import Reason
 from guestd.model.resources import Kind, Limits, Resources
@@ -60,10 +58,8 @@ GUEST = GuestView(
 )
 
 
-def shown(*guests: GuestView, width: int = 80) -> str:
-    file = io.StringIO()
-    Console(file=file, width=width, color_system=None).print(render(HOST, guests))
-    return file.getvalue()
+def shown(*guests: GuestView, width: int | None = 80) -> str:
+    return "\n".join(Screen(width).text(line) for line in render(HOST, guests, width))
 
 
 def test_everything_at_80_columns() -> None:
@@ -160,20 +156,26 @@ def test_amounts() -> None:
     assert amount_text(Kind.MEMORY, 4096 * GIB) == "4096"
 
 
-def test_json_is_versioned_and_has_units_in_its_names() -> None:
-    found = json.loads(json.dumps(as_json(HOST, [GUEST])))
-    assert found["schema"] == 1
-    assert found["host"]["free"] == {"cpu_millicores": 4000, "memory_bytes": 6 * GIB}
-    guest = found["guests"][0]
-    assert (guest["name"], guest["status"], guest["vm_status"], guest["limits_origin"]) == (
-        "demo",
-        "running",
-        "running",
-        "file",
-    )
-    assert guest["cpu"]["demand_millicores"] == 3500
-    assert guest["cpu"]["max_millicores"] == 4000
-    assert guest["cpu"]["phase"] == "plugging"
-    assert guest["memory"]["plugged_bytes"] == 1664 * MIB
-    assert guest["memory"]["weight"] == 100
-    assert guest["last_seen_ago_seconds"] is None
+@pytest.mark.parametrize("width", [40, 50, 60, 79])
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_words(width: int) -> None:
+    guest = replace(GUEST, name="a-very-long-name-of-a-guest-that-goes-on", degraded="its QMP socket " + "is " * 30)
+    text = shown(guest, GUEST, width=width)
+    lines = text.splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert any(line.startswith("a-very-long") for line in lines)
+    assert {"GUEST", "NEEDS", "PLUGGED"} <= set(text.split())
+    assert "running" in text.split()
+    assert text.split().count("is") == 30
+
+
+def test_a_pipe_has_no_width() -> None:
+    text = shown(replace(GUEST, degraded="x" * 300), width=None)
+    assert "x" * 300 in text
+
+
+def test_what_is_longer_than_the_screen_says_how_much_is_missing() -> None:
+    lines = render(HOST, [GUEST] * 50, 80)
+    cut = fitted(lines, 20)
+    assert len(cut) == 20
+    assert cut[-1][0][0] == f"… {len(lines) - 19} more lines"
+    assert fitted(lines, len(lines)) == lines
