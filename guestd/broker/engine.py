@@ -19,12 +19,12 @@ from guestd.broker import config as configuration
 from guestd.broker.config import BrokerConfig, GuestConfig
 from guestd.broker.core.actions import Action, HypervisorAction, Log, Observe, Record, Send
 from guestd.broker.core.ledger import admit
-from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Timing
 from guestd.broker.failpoint import Failpoint, reach
 from guestd.broker.hypervisor.base import Vm
 from guestd.broker.journal import Journal, SavedGuest
 from guestd.broker.operator import Operators
+from guestd.broker.record.recorder import Recorder
 from guestd.broker.session import CONNECTION_MESSAGES, Allowance, Session
 from guestd.broker.worker import VmWorker, is_unknown
 from guestd.model.errors import AdmissionError, FloodError, HypervisorError, JournalError, SupersededError
@@ -70,6 +70,7 @@ class Engine(Operators):
         self._begun = 0  # guests and streams that are new to the garbage collector
         self._begun_at = 0.0
         self._loop_task: asyncio.Task[None] | None = None
+        self._recorder = Recorder(config.state_dir / "record", config.outlets.record_bytes, clock)
 
     # ---- life ------------------------------------------------------------------------------------
 
@@ -81,7 +82,9 @@ class Engine(Operators):
         :raise AdmissionError: When the guests' minimums do not fit.
         """
         saved = await self._journal.open()
-        self.machine = BrokerMachine(self._config.host, saved.epoch, self._config.heartbeat_seconds, self._timing)
+        self.machine = self._recorder.machine(
+            self._config.host, saved.epoch, self._config.heartbeat_seconds, self._timing
+        )
         guests = {**saved.added, **self._config.guests}
         configuration.check_channels(guests)
         by_call = self._fitting(guests, {name: limits for name, (limits, _) in saved.limits.items() if name in guests})
@@ -133,6 +136,7 @@ class Engine(Operators):
         self.store.note(EventCode.BROKER, "broker stops")
         await self.store.stop()
         await self._journal.close()
+        await asyncio.to_thread(self._recorder.close)
 
     async def wait(self) -> None:
         """Until the loop ends, which it does only by an error that nobody foresaw."""

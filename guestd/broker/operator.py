@@ -254,7 +254,7 @@ class Operators(ABC):
             self.store.note(EventCode.OPERATOR, "added by a reload", guest.name)
             await self._attach(guest)
             return
-        self.machine.guests[guest.name].park = guest.park_cpus
+        self.machine.set_park(guest.name, guest.park_cpus)
         self.machine.set_limits(guest.name, limits)
         if self._origin[guest.name][0] is not LimitsOrigin.ADMIN:
             self._origin[guest.name] = self._file_origin(guest)

@@ -16,6 +16,7 @@ from guestd.cli.limits import set_limits
 from guestd.cli.look import get, status
 from guestd.cli.measure import bench_broker, bench_guest, demo, estimators, exit_lab_missing
 from guestd.cli.past import events, explain, history
+from guestd.cli.replay import replay
 from guestd.cli.scoreboard import scoreboard
 from guestd.cli.simulate import simulate
 from guestd.cli.steer import pause, reclaim, resume
@@ -66,6 +67,7 @@ app.add_typer(config, name="config")
 app.command()(demo)
 app.command("bench-guest")(bench_guest)
 app.command("bench-broker")(bench_broker)
+app.command()(replay)
 app.command()(simulate)
 app.command()(scoreboard)
 app.command()(estimators)
