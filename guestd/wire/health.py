@@ -63,7 +63,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
             await changed.wait()
 
     def _status(self) -> int:
-        return _Status.SERVING if self._health.serving else _Status.NOT_SERVING
+        status: int = _Status.SERVING if self._health.serving else _Status.NOT_SERVING
+        return status
 
 
 def add_health(server: grpc.aio.Server, health: Health, service: str) -> None:

@@ -71,7 +71,11 @@ class ServerCertificates:
 
     def credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`: nobody gets in without a certificate of the CA."""
-        return grpc.dynamic_ssl_server_credentials(self._first, self.changed, require_client_authentication=True)
+        return grpc.dynamic_ssl_server_credentials(
+            self._first,
+            self.changed,  # type: ignore[arg-type]  # None is one of its answers, says gRPC itself
+            require_client_authentication=True,
+        )
 
     def changed(self) -> grpc.ServerCertificateConfiguration | None:
         """The new ones, None when there are none. gRPC asks at each connection, in a thread of its own."""

@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from guestd.model.errors import (
     AdmissionError,
     ConfigError,
+    DeniedError,
     GuestdError,
     NotFoundError,
     UnreachableError,
@@ -294,6 +295,7 @@ async def test_other_admin_calls(client: BrokerClient, broker: FakeBroker, tmp_p
         (grpc.StatusCode.FAILED_PRECONDITION, AdmissionError),
         (grpc.StatusCode.ALREADY_EXISTS, AdmissionError),
         (grpc.StatusCode.INVALID_ARGUMENT, ConfigError),
+        (grpc.StatusCode.PERMISSION_DENIED, DeniedError),
         (grpc.StatusCode.INTERNAL, GuestdError),
     ],
 )
