@@ -33,6 +33,11 @@ class EventCode(StrEnum):
     BROKER = "broker"  # the broker itself
 
 
+_OTHERS = (EventCode.UNKNOWN, EventCode.VM, EventCode.CHANNEL, EventCode.OPERATOR, EventCode.BROKER)
+DECISIONS = tuple(code for code in EventCode if code not in _OTHERS)
+"""What a decision about a guest may be."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecisionInputs:
     """What a decision about one kind of resource of one guest was made from."""

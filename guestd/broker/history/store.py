@@ -27,7 +27,8 @@ from guestd.broker.history.file import Batch, HistoryFile
 from guestd.broker.history.floods import Floods
 from guestd.broker.history.sampler import Sampler, sample
 from guestd.broker.history.schema import way_out
-from guestd.model.event import DecisionInputs, Event, EventCode, EventQuery, SeenEvent
+from guestd.broker.metrics.tally import Tally
+from guestd.model.event import DECISIONS, DecisionInputs, Event, EventCode, EventQuery, SeenEvent
 from guestd.model.history import History
 from guestd.model.messages import Reason
 from guestd.model.resources import Kind
@@ -40,11 +41,6 @@ _PAGE = 1000
 _LONGEST_TEXT_BYTES = 512
 _LONGEST_CODE_BYTES = 64
 DEFAULT_POINTS, MOST_POINTS = 300, 2000
-_DECISIONS = tuple(
-    code
-    for code in EventCode
-    if code not in (EventCode.UNKNOWN, EventCode.VM, EventCode.CHANNEL, EventCode.OPERATOR, EventCode.BROKER)
-)
 _AROUND = 10
 _LAST = 20
 T = TypeVar("T")
@@ -62,10 +58,13 @@ class Store:
     """Events and history. All calls on the event loop.
 
     :param wall: seconds of the epoch.
+    :param tally: counts what is not kept.
     """
 
-    def __init__(self, path: Path, most_bytes: int, wall: Callable[[], float] = time.time) -> None:
-        self._path, self._wall = path, wall
+    def __init__(
+        self, path: Path, most_bytes: int, wall: Callable[[], float] = time.time, tally: Tally | None = None
+    ) -> None:
+        self._path, self._wall, self._tally = path, wall, tally or Tally()
         self._file = HistoryFile(path, most_bytes)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._feed, self._floods, self._sampler = Feed(wall), Floods(), Sampler(wall())
@@ -73,7 +72,7 @@ class Store:
         self._new_run = False
         self._openings = 0
         self._trouble = False  # and that was said
-        self._lost_events = self._lost_samples = 0
+        self._lost_before = 0, 0  # events and samples, when it was last said
         self._marked_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -116,6 +115,7 @@ class Store:
         """Something happened."""
         limited = guest and code is not EventCode.OPERATOR
         if limited and not self._floods.take(guest, time.monotonic()):
+            self._tally.events_left_out += 1
             return
         if reason is not None:
             reason = Reason(_bounded(reason.code, _LONGEST_CODE_BYTES), _bounded(reason.text))
@@ -125,7 +125,7 @@ class Store:
         if len(self._waiting) < _MOST_WAITING:
             self._waiting.append(event)
         else:
-            self._lost_events += 1
+            self._tally.events_lost += 1
 
     def look(self, guests: Iterable[GuestState]) -> None:
         """Something changed about these guests."""
@@ -198,7 +198,7 @@ class Store:
         def read(database: sqlite3.Connection) -> dict[Kind, Past]:
             return {
                 kind: Past(
-                    events_table.newest_before(database, name, kind, _DECISIONS, end),
+                    events_table.newest_before(database, name, kind, DECISIONS, end),
                     events_table.around(database, name, kind, end, _AROUND, _AROUND),
                 )
                 for kind in Kind
@@ -220,7 +220,7 @@ class Store:
         if not self._sampler.tick(self._wall()):
             self._new_run = True
         if len(self._sampler.rows) > _MOST_WAITING:
-            self._lost_samples += len(self._sampler.rows)
+            self._tally.samples_lost += len(self._sampler.rows)
             self._sampler.rows, self._new_run = [], True
 
     async def _write(self) -> None:
@@ -233,8 +233,8 @@ class Store:
         self._marked_at = batch.now
         reserved = await self._call(lambda: self._file.write(batch))
         if reserved is None:
-            self._lost_events += len(batch.events)
-            self._lost_samples += len(batch.rows)
+            self._tally.events_lost += len(batch.events)
+            self._tally.samples_lost += len(batch.rows)
             self._new_run = True
             return
         self._feed.reserve(reserved)
@@ -243,9 +243,9 @@ class Store:
             self._sampler.restart(self._wall())
         if self._trouble:
             self._trouble = False
-            lost = f"{self._lost_events} events and {self._lost_samples} samples were not kept"
-            text = f"history can be written again; {lost}"
-            self._lost_events = self._lost_samples = 0
+            (events, samples), lost = self._lost_before, (self._tally.events_lost, self._tally.samples_lost)
+            lost_now = f"{lost[0] - events} events and {lost[1] - samples} samples were not kept"
+            text, self._lost_before = f"history can be written again; {lost_now}", lost
             _log.warning("%s", text)
             self.note(EventCode.BROKER, text)
 

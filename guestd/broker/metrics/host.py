@@ -10,16 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from guestd.broker.metrics.tally import ROUND_SECONDS, Tally
-from guestd.model.event import EventCode
+from guestd.model.event import DECISIONS
 from guestd.model.resources import Resources
 from guestd.model.units import MILLICORES_PER_VCPU
 from guestd.model.view import GuestView, HostView
-
-_DECISIONS = tuple(
-    code
-    for code in EventCode
-    if code not in (EventCode.UNKNOWN, EventCode.VM, EventCode.CHANNEL, EventCode.OPERATOR, EventCode.BROKER)
-)
 
 
 class Source(Protocol):
@@ -59,11 +53,18 @@ class HostCollector(Collector):
         decisions = CounterMetricFamily(
             "guestd_decisions", "Decisions about guests, by what they were.", None, ["code"]
         )
-        for code in _DECISIONS:
+        for code in DECISIONS:
             decisions.add_metric((code,), tally.decisions[code])
         yield decisions
         text = "Writes to the journal that failed; while they fail nothing is decided."
         yield CounterMetricFamily("guestd_journal_write_failures", text, tally.journal_failures)
+        text = "Events that were not kept: of a guest with too many at once, or could not be written."
+        events = CounterMetricFamily("guestd_events_dropped", text, None, ["cause"])
+        events.add_metric(("flood",), tally.events_left_out)
+        events.add_metric(("unwritten",), tally.events_lost)
+        yield events
+        text = "Samples of the history that could not be written."
+        yield CounterMetricFamily("guestd_history_samples_dropped", text, tally.samples_lost)
         counts = accumulate(tally.rounds)
         text = "How long rounds of decisions took, with their journal record."
         yield HistogramMetricFamily(

@@ -16,6 +16,9 @@ class Tally:
 
     decisions: Counter[EventCode] = field(default_factory=Counter)
     journal_failures: int = 0
+    events_left_out: int = 0  # of a guest with too many at once
+    events_lost: int = 0  # could not be written
+    samples_lost: int = 0
     rounds: list[int] = field(default_factory=lambda: [0] * (len(ROUND_SECONDS) + 1))
     rounds_seconds: float = 0.0
 

@@ -83,6 +83,7 @@ async def test_host_and_broker_are_told_too() -> None:
     source = FakeSource()
     source.tally.decisions[EventCode.GROWN] += 2
     source.tally.journal_failures = 3
+    source.tally.events_left_out, source.tally.events_lost, source.tally.samples_lost = 4, 5, 6
     for seconds in (0.0001, 0.0005, 0.02, 7.0):
         source.tally.count_round(seconds)
     found = await plain(source)
@@ -95,6 +96,9 @@ async def test_host_and_broker_are_told_too() -> None:
     assert found['guestd_decisions_total{code="grown"}'] == 2
     assert found['guestd_decisions_total{code="ended-short"}'] == 0
     assert found["guestd_journal_write_failures_total"] == 3
+    assert found['guestd_events_dropped_total{cause="flood"}'] == 4
+    assert found['guestd_events_dropped_total{cause="unwritten"}'] == 5
+    assert found["guestd_history_samples_dropped_total"] == 6
     buckets = {le: found[f'guestd_round_duration_seconds_bucket{{le="{le}"}}'] for le in ("0.0005", "0.025", "1.0")}
     assert buckets == {"0.0005": 2, "0.025": 3, "1.0": 3}
     assert found['guestd_round_duration_seconds_bucket{le="+Inf"}'] == found["guestd_round_duration_seconds_count"] == 4
