@@ -49,7 +49,7 @@ class Operators(ABC):
         self._errors: Counter[str] = Counter()
         self.tally = Tally()
         self._subscribers: list[tuple[set[str], asyncio.Event]] = []
-        self.store = Store(config.state_dir / "history.db", config.outlets.history_bytes)
+        self.store = Store(config.state_dir / "history.db", config.outlets.history_bytes, tally=self.tally)
         self._unsampled: set[str] = set()  # guests that changed since the last look
         self._changing = asyncio.Lock()
         self.started_at = datetime.now(UTC)
