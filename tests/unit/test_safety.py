@@ -15,6 +15,8 @@ PSI = ROOT / "guestd" / "guest" / "psi.py"
 """Opens PSI triggers, files in /proc/pressure that are written to be told of something."""
 CGROUP_FILES = ROOT / "guestd" / "broker" / "cgroup" / "files.py"
 """Writes the control files of cgroups, and only those (tests/unit/broker/cgroup/test_files.py)."""
+RECORD = ROOT / "guestd" / "broker" / "record" / "segments.py"
+"""Writes new files of its own, named by itself, in record/ below the broker's state_dir."""
 IN_THE_VM = (ROOT / "guestd" / "lab", ROOT / "guestd" / "cli")
 """What runs in a lab's VM or on the developer's machine: allowed to write, but never to name /sys in it."""
 _WRITES = frozenset({"write_text", "write_bytes", "touch"})
@@ -58,9 +60,9 @@ def test_the_scan_sees_every_way_of_writing() -> None:
 
 @pytest.mark.parametrize("package", ["model", "runtime", "wire", "guest", "broker", "sim"])
 def test_the_daemons_write_no_files_at_all(package: str) -> None:
-    """Simpler than to tell where to: the daemons keep nothing in files (the journal is SQLite's)."""
+    """Simpler than to tell where to: the daemons keep next to nothing in files (journal and events are SQLite's)."""
     for path in sources():
-        if path.is_relative_to(ROOT / "guestd" / package) and path not in (PSI, CGROUP_FILES):
+        if path.is_relative_to(ROOT / "guestd" / package) and path not in (PSI, CGROUP_FILES, RECORD):
             found = [f"{path}:{getattr(node, 'lineno', 0)}" for node in writes(ast.parse(path.read_text()))]
             assert found == []
 
@@ -69,6 +71,13 @@ def test_psi_triggers_are_in_proc() -> None:
     text = PSI.read_text()
     assert "/proc/pressure" in text
     assert "/sys" not in text
+
+
+def test_the_record_only_makes_new_files() -> None:
+    text = RECORD.read_text()
+    assert "/sys" not in text
+    (opening,) = [line for line in text.splitlines() if "os.open(" in line]
+    assert "os.O_EXCL" in opening
 
 
 def test_who_writes_files_elsewhere_does_not_know_sys() -> None:
