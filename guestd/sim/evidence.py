@@ -59,7 +59,8 @@ def observed(state: GuestState, kind: Kind) -> int:
 def risers(world: "World", broker: BrokerMachine) -> Iterator[tuple[str, GuestState, Track]]:
     """Whom this decision granted more than it had and than it took itself; of who is observed only the book changes."""
     for name, state, kind, track in tracks(broker):
-        if not state.observed and track.reserved > max(world.watch.seen[name].lines[kind].reserved, observed(state, kind)):
+        had = max(world.watch.seen[name].lines[kind].reserved, observed(state, kind))
+        if not state.observed and track.reserved > had:
             yield name, state, track
 
 

@@ -41,14 +41,22 @@ class Case:
     def kind(self) -> Kind:
         return self.track.kind
 
+    @property
+    def has(self) -> int:
+        """What is reserved and there; what is reserved for a grow under way is not there yet."""
+        vm, reserved = self.guest.vm, self.track.reserved
+        return (
+            min(reserved, vm.plugged(self.kind)) if vm is not None and self.track.phase is Phase.PLUGGING else reserved
+        )
+
     def show(self, amount: int) -> str:
         return self.kind.show(amount)
 
 
 def to_get_more(case: Case) -> tuple[Reason, ...]:
     """What stands in the way of more; empty when the guest has all that it asks for."""
-    guest, track, demand = case.guest, case.track, case.guest.demand
-    if demand is not None and demand.needed.get(case.kind) <= track.reserved and not _lacks_online(case):
+    guest, demand = case.guest, case.guest.demand
+    if demand is not None and demand.needed.get(case.kind) <= case.has and not _lacks_online(case):
         return ()
     found = list(_about_mode(case))
     if demand is None:
@@ -83,9 +91,9 @@ def _about_mode(case: Case) -> Iterator[Reason]:
     if guest.identity is not None and Capability.DRY_RUN in guest.identity.capabilities:
         yield Reason("dry-run", "its guest daemon runs with --dry-run: start it without")
     if case.track.overdue:
-        too_much = max(0, case.track.reserved - max(case.track.target, case.guest.bounds(case.kind)[0]))
-        text = f"it was asked for {case.show(too_much)} and did not give it in time: nothing more until it has"
-        yield Reason("overdue", text)
+        above = guest.burst_held(case.kind)
+        what = f"{case.show(above)} above its max" if above else f"{case.show(case.track.reserved)}"
+        yield Reason("overdue", f"it holds {what} and did not give back in time: nothing more until it has")
 
 
 def _about_limits(case: Case, demand: Demand, vm: VmState) -> Iterator[Reason]:
@@ -133,7 +141,7 @@ def _about_pool(case: Case, demand: Demand) -> Iterator[Reason]:
     """Why it does not have what it may have."""
     guest, kind, track, inputs = case.guest, case.kind, case.track, case.inputs
     wanted = min(round_up(demand.needed.get(kind), _whole(case)), guest.sustained(kind))
-    if wanted <= track.reserved:
+    if wanted <= case.has:
         return
     if track.target >= wanted and inputs.free < wanted - track.reserved and track.phase is Phase.IDLE:
         text = f"it is to have {case.show(track.target)}, but {case.show(inputs.free)} are free: others give back first"

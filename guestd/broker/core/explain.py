@@ -26,7 +26,7 @@ def explain_resource(case: Case) -> ResourceExplanation:
 
 def _summary(case: Case, quote: str) -> str:
     guest, track = case.guest, case.track
-    has, reason = f"has {case.show(track.reserved)}", track.reason
+    has, reason = f"has {case.show(case.has)}", track.reason
     if reason.code == "fixed":
         return f"{has} and {reason.text}"
     why = reason.text
