@@ -211,6 +211,9 @@ async def test_a_vm_that_grows_moves_on_the_page_within_a_second(
     width = "document.querySelector('.row[data-name=\"a\"] .c-cpu .b-reserved').getBoundingClientRect().width"
     track = "document.querySelector('.row[data-name=\"a\"] .c-cpu .bar').getBoundingClientRect().width"
     await holds(page, f"Math.abs({width} - {track}) < 2")
+    await page.click('.row[data-name="a"]')
+    await page.locator(".event", has_text="4 CPU").first.wait_for()  # what happened, and why, in the broker's words
+    await holds(page, "document.querySelector('.block.cpu .why').textContent.includes('needs')")
 
 
 async def test_a_restart_of_the_broker_is_shown_and_recovered_from(open_window: Open) -> None:

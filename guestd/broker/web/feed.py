@@ -46,6 +46,7 @@ class Feed:
         """A new watcher, and the whole state that it is to be told first.
 
         :raise CrowdedError: When there are too many already.
+        :raise GuestdError: When it came to an end before there was anything to tell.
         """
         if len(self._watchers) >= _MOST_WATCHERS:
             raise CrowdedError(f"{_MOST_WATCHERS} browsers watch this broker already; close one of them")
@@ -57,7 +58,9 @@ class Feed:
                 for task in self._tasks:
                     task.add_done_callback(self._on_end)
             await self._complete.wait()
-        except asyncio.CancelledError:
+            if watcher.ended:
+                raise GuestdError("the live page begins anew, try again")
+        except BaseException:
             await self.leave(watcher)
             raise
         watcher.forget()
@@ -71,13 +74,11 @@ class Feed:
         """It does not watch any more; the last one stops it all."""
         self._watchers.discard(watcher)
         if not self._watchers:
-            await self._stop()
+            await asyncio.gather(*self._reset(), return_exceptions=True)
 
     async def close(self) -> None:
         """Send everybody away."""
-        for watcher in self._watchers:
-            watcher.end()
-        await self._stop()
+        await asyncio.gather(*self._reset(), return_exceptions=True)
 
     async def state(self) -> bytes:
         """The whole state now, for who does not watch."""
@@ -87,21 +88,25 @@ class Feed:
             await asyncio.sleep(0)
         return encode_message(self._look_at_host(), rows.values(), (), (), 0)
 
-    async def _stop(self) -> None:
+    def _reset(self) -> list[asyncio.Task[None]]:
+        """Forget everything, at once: who joins next begins anew. Returns what still has to end."""
         tasks, self._tasks = self._tasks, []
-        self._complete.clear()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for watcher in self._watchers:
+            watcher.end()
+        self._watchers.clear()
         self._rows.clear()
         self._events.clear()
+        self._complete.set()
+        self._complete = asyncio.Event()
+        return tasks
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         """The page must not take the broker along: whoever watches is sent away, and comes again."""
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("the live page lost track, browsers begin anew", exc_info=error)
-            for watcher in self._watchers:
-                watcher.end()
+            self._reset()
 
     async def _follow_guests(self) -> None:
         changed, event, stop = self._backend.subscribe()
@@ -131,7 +136,7 @@ class Feed:
     async def _follow_events(self) -> None:
         """Those that happened just before, and all from then on; without a store of events the page does without."""
         last: int | None = None
-        while hasattr(self._backend, "follow_events"):
+        while True:
             try:
                 if last is None:
                     last = 0

@@ -138,8 +138,6 @@ async def _plain_errors(
         status, text = 404, str(error)
     except ValueError as error:
         status, text = 400, str(error)
-    except AttributeError as error:
-        status, text = 501, str(error)
     except CrowdedError as error:
         status, text = 503, str(error)
     except GuestdError as error:

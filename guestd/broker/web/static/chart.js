@@ -3,6 +3,7 @@
 import { short, TITLE } from "./format.js";
 
 const HEIGHT = 132;
+const STEPS = [1, 2, 3, 4, 5, 6].flatMap((power) => [1, 2, 5].map((one) => one * 10 ** power)); // millicores
 
 let library = null;
 const load = () => (library ??= import("/static/vendor/uplot/uPlot.esm.js").then((module) => module.default));
@@ -45,7 +46,7 @@ export class Chart {
         scales: { x: { time: true, auto: false, range: () => this.range }, y: { range: (_, low, high) => [0, (high || 1) * 1.12] } },
         axes: [
           { ...axis, size: 24, space: 46, values: (plot, ticks) => ticks.map((one) => time(one, this.range)) },
-          { ...axis, size: 56, space: 30, splits: this.kind === "memory" ? binary : undefined, values: (_, ticks) => ticks.map((one) => short(this.kind, one)) },
+          { ...axis, size: 56, space: 18, ...(this.kind === "cpu" ? { incrs: STEPS } : { splits: binary }), values: (_, ticks) => ticks.map((one) => short(this.kind, one)) },
         ],
         series: [
           { value: (_, one) => (one == null ? "" : time(one, [0, 1])) },

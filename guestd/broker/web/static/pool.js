@@ -31,7 +31,7 @@ class Pool {
     this.figure = make("strong");
     this.of = make("span", "muted");
     this.asked = make("span", "asked");
-    head.append(make("h2", "", TITLE[kind]), this.figure, this.of, this.asked);
+    head.append(make("h2", "", TITLE[kind]), this.figure, make("span", "muted", "granted"), this.of, this.asked);
     this.bar = make("div", "stack");
     this.bar.setAttribute("role", "img");
     this.segments = PARTS.map(([name]) => make("i", `s-${name}`));
@@ -64,7 +64,7 @@ class Pool {
       this.values[index].textContent = short(kind, shown[index]);
     });
     this.figure.textContent = amount(kind, of("committed"));
-    this.of.textContent = `of ${amount(kind, of("capacity"))} granted`;
+    this.of.textContent = `of ${amount(kind, of("capacity"))}`;
     this.asked.textContent = `needed ${amount(kind, totals.demand)}`;
     const before = shares[0] + shares[1];
     this.mark.style.left = `${Math.min(100, ((before + totals.demand) / whole) * 100).toFixed(2)}%`;

@@ -12,6 +12,7 @@ from broker_rig import eventually
 from page_stage import Stage
 
 from guestd.broker.outlets import Address
+from guestd.broker.web.feed import Feed
 from guestd.broker.web.page import serve_page
 from guestd.model.event import EventCode
 from guestd.model.resources import Kind
@@ -228,3 +229,20 @@ async def test_the_files_are_there_and_nothing_else_is(url: str, session: aiohtt
     for path in ("/static/", "/static/../page.py", "/static/%2e%2e/page.py", "/page.py"):
         async with session.get(url + path) as reply:
             assert reply.status in (403, 404)
+
+
+async def test_who_comes_while_the_last_one_goes_is_told_everything(stage: Stage) -> None:
+    feed = Feed(stage)
+    first, _ = await feed.join()
+    leaving = asyncio.create_task(feed.leave(first))
+    await asyncio.sleep(0)
+    second, snapshot = await feed.join()
+    await leaving
+    assert len(json.loads(snapshot)["guests"]) == 3
+    stage.drop("api-1")
+    async with asyncio.timeout(5):
+        await second.wait()
+    assert json.loads(feed.news(second))["gone"] == ["api-1"]
+    await feed.close()
+    assert second.ended
+    assert not stage.watched
