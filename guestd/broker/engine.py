@@ -239,12 +239,14 @@ class Engine(Operators):
                 await self._journal.record(known)
             except JournalError as error:
                 self.tally.journal_failures += 1
+                self.health.set(False)
                 if str(error) != said:
                     said = str(error)
                     _log.error("%s; until then nothing is decided and guests keep what they have", said)
                     self.store.note(EventCode.BROKER, f"{said}; until then nothing is decided")
                 await asyncio.sleep(_JOURNAL_RETRY_SECONDS)
             else:
+                self.health.set(True)
                 if said:
                     _log.warning("the journal can be written again")
                     self.store.note(EventCode.BROKER, "the journal can be written again")

@@ -48,6 +48,7 @@ class Operators(ABC):
         self._channels: dict[str, str] = {}
         self._errors: Counter[str] = Counter()
         self.tally = Tally()
+        self.health = Health()
         self._subscribers: list[tuple[set[str], asyncio.Event]] = []
         self.store = Store(config.state_dir / "history.db", config.outlets.history_bytes, tally=self.tally)
         self._unsampled: set[str] = set()  # guests that changed since the last look
