@@ -174,3 +174,26 @@ async def test_a_state_from_before_a_request_is_not_told() -> None:
         assert (await told.get()).vcpus == 2
     finally:
         await worker.close()
+
+
+async def test_of_an_observed_vm_only_the_state_is_asked() -> None:
+    rig = Rig()
+    rig.worker = VmWorker(rig.vm, rig.states.append, lambda *one: rig.failures.append(one), "a", only_observed=True)
+    await rig.worker.start()
+    try:
+        requests = [RequestVcpus("a", 2), RequestCpuQuota("a", 250), RequestMemory("a", GIB), SettleMemory("a")]
+        for request in requests:
+            rig.worker.submit(request)
+        await rig.until(lambda: len(rig.failures) == len(requests) and bool(rig.states))
+        assert rig.vm.requests == []
+        assert [action for action, _ in rig.failures] == requests
+        assert all("only observed" in str(error) and not is_unknown(error) for _, error in rig.failures)
+        rig.worker.only_observe(False)
+        rig.worker.submit(RequestVcpus("a", 2))
+        await rig.until(lambda: rig.states[-1].vcpus == 2)
+        rig.worker.only_observe(True)
+        rig.worker.submit(RequestVcpus("a", 3))
+        await rig.until(lambda: len(rig.failures) == len(requests) + 1)
+        assert rig.vm.requests == [("request_vcpus", 2)]
+    finally:
+        await rig.worker.close()

@@ -222,3 +222,22 @@ async def test_an_old_qemu_does_not_tell_its_slots_and_has_no_dimms(server: Dimm
     server.answers["qom-get"] = Refuse("Property 'pc-q35-6.2-machine.memory' not found")
     state = await driver.observe()
     assert (state.memory_max_bytes, state.memory_unit_bytes) == (BOOT, 1)
+
+
+async def test_of_a_vm_that_is_only_observed_no_dimm_is_removed_and_no_memory_ended(
+    server: DimmQmp, driver: QemuVm
+) -> None:
+    await driver.request_memory(ALL)
+    await driver.request_memory(BOOT)
+    assert server.removals() == ["guestd-dimm-2"]
+    driver.only_observe(True)
+    server.backends["guestd-mem-7"] = {"id": "guestd-mem-7", "size": DIMM_BYTES, "share": True}
+    server.leave("guestd-dimm-2")
+    for _ in range(3):
+        await driver.observe()
+        await asyncio.sleep(0.01)
+    assert server.removals() == ["guestd-dimm-2"], "it was asked for before"
+    assert {"guestd-mem-2", "guestd-mem-7"} <= server.backends.keys()
+    driver.only_observe(False)
+    await driver.observe()
+    await until(lambda: not {"guestd-mem-2", "guestd-mem-7"} & server.backends.keys())

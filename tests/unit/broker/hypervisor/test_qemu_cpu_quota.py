@@ -184,3 +184,51 @@ async def test_with_bandwidth_off_nothing_is_asked_or_touched(rig: Rig) -> None:
     with pytest.raises(HypervisorError, match="cannot be bound: switched off for this host"):
         await rig.driver.request_cpu_quota(250)
     assert not rig.kernel.exists(rig.path)
+
+
+async def test_of_a_vm_that_is_only_observed_nothing_is_made_or_moved(rig: Rig) -> None:
+    await rig.driver.close()
+    rig.driver = rig.another()
+    rig.driver.only_observe(True)
+    rig.server.commands.clear()
+    await rig.open()
+    assert not (await rig.observe()).cpu_enforced
+    assert not rig.kernel.exists(rig.path)
+    assert rig.kernel.writes == []
+    assert rig.server.changes() == []
+    rig.driver.only_observe(False)
+    assert (await rig.observe()).cpu_enforced
+
+
+async def test_a_quota_that_is_there_already_counts_and_outlives_an_observed_vm(rig: Rig) -> None:
+    await rig.driver.request_cpu_quota(750)
+    await rig.driver.close()
+    rig.driver = rig.another()
+    rig.driver.only_observe(True)
+    rig.have_threads(101, 103)
+    written = len(rig.kernel.writes)
+    await rig.open()
+    state = await rig.observe()
+    assert (state.cpu_enforced, state.cpu_quota_millicores) == (True, 750)
+    assert rig.kernel.members(rig.path) == {101}, "a thread that came is left outside"
+    await rig.server.stop()
+    rig.server.path.unlink(missing_ok=True)
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        if (await rig.observe()).status is not VmStatus.RUNNING:
+            break
+    assert rig.kernel.exists(rig.path)
+    assert len(rig.kernel.writes) == written
+
+
+async def test_a_vm_that_is_only_observed_from_now_on_keeps_its_bound(rig: Rig) -> None:
+    await rig.driver.request_cpu_quota(250)
+    rig.driver.only_observe(True)
+    rig.have_threads(101, 103)
+    written = len(rig.kernel.writes)
+    state = await rig.observe()
+    assert (state.cpu_enforced, state.cpu_quota_millicores) == (True, 250)
+    assert len(rig.kernel.writes) == written
+    rig.driver.only_observe(False)
+    await rig.observe()
+    assert rig.kernel.members(rig.path) == {101, 103}
