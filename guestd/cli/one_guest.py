@@ -10,7 +10,7 @@ from guestd.model.resources import Kind
 from guestd.model.view import GuestView
 
 _COLUMNS = (Column("", 3), Column("CPU", 2, right=True), Column("MEMORY", 1, right=True))
-_LABEL_WIDTH = 12
+_LABEL_WIDTH = 14
 
 
 def render(guest: GuestView, width: int | None = None) -> list[Line]:
