@@ -21,7 +21,7 @@ _BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _ESCAPES |= {code: f"\\u{code:04x}" for code in _BIDI}
 _EXTRA = ("guest", "kind", "code", "before", "after", "suppressed")
 """What a record may carry besides its message, by `extra=`, and by `_Limiter` the last one."""
-_LINES_ALIKE = 5
+_LINES_ALIKE = 10  # in 10 s: a VM that grows step by step has each of them shown
 _KEYS = 10_000
 
 
