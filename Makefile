@@ -22,7 +22,7 @@ VM_TOOLS := qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils mmdebstrap:mm
 	mke2fs:e2fsprogs debugfs:e2fsprogs lz4:lz4 gcc:gcc
 VM_PACKAGES := qemu-system-x86 seabios ipxe-qemu qemu-utils mmdebstrap e2fsprogs lz4 gcc libc6-dev
 
-.PHONY: help setup setup-vm setup-monitoring setup-page packages-vm install-guest install-lab install-broker proto generate-proto lint types test-fast test demo bench-guest bench-broker scoreboard clean
+.PHONY: help setup setup-vm setup-monitoring setup-page packages-vm install-guest install-lab install-broker proto generate-proto lint types test-fast test demo bench-guest bench-broker bench-monitor scoreboard clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -206,6 +206,9 @@ bench-guest: setup-vm  ## real VMs: reaction, ramp, tax, reclaim and footprint, 
 
 bench-broker: setup  ## the broker with thousands of guests, into build/bench
 	$(PYTHON) -m guestd.cli.main bench-broker
+
+bench-monitor: setup setup-page  ## what looking at a broker with 1,000 guests costs, into build/bench
+	$(PYTHON) -m guestd.cli.main bench-monitor
 
 # Load traces are no part of the project: TRACES= names a folder of them.
 TRACES ?= $(wildcard ../shared/traces)

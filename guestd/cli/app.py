@@ -14,7 +14,7 @@ from guestd.cli.broker import Target, with_target
 from guestd.cli.configuration import app as config
 from guestd.cli.limits import set_limits
 from guestd.cli.look import get, status
-from guestd.cli.measure import bench_broker, bench_guest, demo, estimators, exit_lab_missing
+from guestd.cli.measure import bench_broker, bench_guest, bench_monitor, demo, estimators, exit_lab_missing
 from guestd.cli.past import events, explain, history
 from guestd.cli.replay import replay
 from guestd.cli.scoreboard import scoreboard
@@ -50,7 +50,7 @@ def top(target: Target) -> None:
     """Shows the host and its guests, live, on the whole terminal."""
     from guestd.cli.top.run import run_top
 
-    raise typer.Exit(run_top(target.client))
+    raise typer.Exit(run_top(target))
 
 
 app.command()(status)
@@ -67,6 +67,7 @@ app.add_typer(config, name="config")
 app.command()(demo)
 app.command("bench-guest")(bench_guest)
 app.command("bench-broker")(bench_broker)
+app.command("bench-monitor")(bench_monitor)
 app.command()(replay)
 app.command()(simulate)
 app.command()(scoreboard)

@@ -66,6 +66,19 @@ def bench_broker(
     raise typer.Exit(run_broker_bench(sizes=tuple(guests) if guests else SIZES, out_dir=out))
 
 
+def bench_monitor(
+    guests: Annotated[int, typer.Option(min=1, help="Other than 1000 are for development only.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Fewer than 5 are for development only.")] = 5,
+    out: Annotated[Path, typer.Option(help="Where monitor.json is written.", metavar="DIR")] = Path("build/bench"),
+) -> None:
+    """Measures what looking at the broker costs: guestctl, metrics, the live page, and the record of decisions."""
+    try:
+        from guestd.cli.bench.monitor import run_monitor_bench
+    except ModuleNotFoundError as error:
+        exit_lab_missing("bench-monitor", error, "dev")
+    raise typer.Exit(run_monitor_bench(guests, rounds, out_dir=out))
+
+
 def estimators(output: OutputOption = Output.TABLE) -> None:
     """Compares what guestd and its peers ask for on made-up loads whose truth is known."""
     from guestd.cli.estimators import print_estimators
@@ -73,7 +86,9 @@ def estimators(output: OutputOption = Output.TABLE) -> None:
     print_estimators(output is Output.JSON)
 
 
-def exit_lab_missing(command: str, error: ModuleNotFoundError) -> NoReturn:
+def exit_lab_missing(command: str, error: ModuleNotFoundError, extra: str = "lab") -> NoReturn:
     """Say which extra is missing, and end."""
-    print(f"guestctl {command}: {error.name} is missing; install it with: pip install 'guestd[lab]'", file=sys.stderr)
+    print(
+        f"guestctl {command}: {error.name} is missing; install it with: pip install 'guestd[{extra}]'", file=sys.stderr
+    )
     sys.exit(2)

@@ -51,7 +51,6 @@ class BrokerRig:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # three descriptors for a guest: inherited
         try:
             (self.root / "spec.json").write_bytes(encode_specs([_spec(index) for index in range(self._vms)]))
-            (self.root / "broker.toml").write_text(_config(self.root, self._vms))
             spec = str(self.root / "spec.json")
             arguments = (str(self.root / "hv.sock"), "--spec", spec)
             hypervisor = await self._spawn("guestd.sim.remote", *arguments, core=self._other_core)
@@ -75,10 +74,21 @@ class BrokerRig:
         self._log.close()
         shutil.rmtree(self.root, ignore_errors=True)
 
-    async def start_broker(self, timing: dict[str, float] | None = None) -> None:
-        """Start the broker (again)."""
+    async def start_broker(
+        self,
+        timing: dict[str, float] | None = None,
+        *,
+        tables: str = "",
+        program: tuple[str, ...] = ("guestd.sim.broker",),
+    ) -> None:
+        """Start the broker (again).
+
+        :param tables: further tables of its configuration.
+        :param program: the module to run, and arguments that come before the others.
+        """
+        (self.root / "broker.toml").write_text(_config(self.root, self._vms) + tables)
         self.broker = await self._spawn(
-            "guestd.sim.broker",
+            *program,
             *("--config", str(self.root / "broker.toml"), "--hypervisor", str(self.root / "hv.sock")),
             *("--timing", json.dumps(timing or {})),
             core=self._broker_core,
