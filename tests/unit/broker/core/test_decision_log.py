@@ -1,5 +1,8 @@
 """Every decision is told in numbers: its code, what was there, where it leads, why, and from what it was made."""
 
+import re
+from pathlib import Path
+
 from one_guest import BLOCK, BOOT, LIMITS, TIMING, One, of, reclaim, vm
 
 from guestd.broker.core.actions import Action, Log, RequestMemory, RequestVcpus
@@ -127,3 +130,11 @@ def test_a_burst_is_told_when_it_begins_is_about_to_end_and_is_over() -> None:
 def test_memory_that_nobody_granted_is_told() -> None:
     one = One()
     assert numbers(one.is_now(vm(memory=GIB)))[0] == (EventCode.VM, BOOT, GIB)
+
+
+def test_every_code_that_the_core_says_is_looked_at_here_or_in_observe_mode() -> None:
+    core = Path(__file__).parents[4] / "guestd" / "broker" / "core"
+    said = {code for path in core.glob("*.py") for code in re.findall(r"EventCode\.([A-Z_]+)", path.read_text())}
+    here = Path(__file__).read_text() + Path(__file__).with_name("test_observe_mode.py").read_text()
+    assert said == set(re.findall(r"EventCode\.([A-Z_]+)", here))
+    assert len(said) >= 11
