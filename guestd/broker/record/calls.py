@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from guestd.broker.core.actions import Action, HypervisorAction
+from guestd.broker.core.actions import Action, HypervisorAction, Log
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.record.frames import Entry
 from guestd.model.errors import RecordError
@@ -38,9 +38,17 @@ CALLS = (*PLAIN, "on_vm_failed", "explain", "next_actions")
 _HYPERVISOR_ACTIONS = {one.__name__: one for one in typing.get_args(HypervisorAction)}
 
 
-def named(actions: Sequence[Action]) -> list[tuple[str, Action]]:
-    """Actions with the names of their types."""
-    return [(type(action).__name__, action) for action in actions]
+def named(actions: Sequence[Action]) -> list[tuple[str, object]]:
+    """Actions with the names of their types. What a decision was made from is left out, it follows from the rest."""
+    return [
+        (
+            type(one).__name__,
+            (one.guest, one.kind, one.code, one.text, one.before, one.after, one.reason)
+            if isinstance(one, Log)
+            else one,
+        )
+        for one in actions
+    ]
 
 
 def arguments(entry: Entry) -> list[Any]:

@@ -16,7 +16,7 @@ from recorded import HOST, LIMITS, files
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.record import recorder as recorder_module
 from guestd.broker.record import segments
-from guestd.broker.record.calls import CALLS, PLAIN
+from guestd.broker.record.calls import CALLS
 from guestd.broker.record.frames import RecordFile
 from guestd.broker.record.machine import RecordedMachine
 from guestd.broker.record.recorder import Recorder
@@ -25,7 +25,7 @@ from guestd.model.errors import NotFoundError
 from guestd.model.vm import VmState, VmStatus
 
 READING = {"wake_at", "free", "scarce", "inputs", "explain_resource"}
-"""Calls that change nothing that is decided by."""
+"""Calls that change nothing that is decided by, but for reasons, by way of `explain`."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,8 @@ def test_every_public_call_of_the_machine_is_recorded_or_known_to_change_nothing
 
 def test_no_recorded_call_makes_another_one() -> None:
     """It would be recorded twice."""
-    source = inspect.getsource(BrokerMachine)
+    methods = dict(inspect.getmembers(BrokerMachine, inspect.isfunction))
+    source = "".join(inspect.getsource(method) for name, method in methods.items() if name not in READING)
     assert re.findall(rf"\bself\.({'|'.join(CALLS)})\(", source) == []
 
 
@@ -189,9 +190,3 @@ def test_a_bound_that_is_too_small_is_said_and_the_broker_goes_on(
     assert machine.next_actions(1.0)
     recorder.close()
     assert files(tmp_path) == []
-
-
-def test_all_plain_calls_take_what_msgspec_knows() -> None:
-    from guestd.broker.record.calls import _parameters
-
-    assert all(_parameters(name) is not None for name in PLAIN)
