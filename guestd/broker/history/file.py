@@ -114,6 +114,8 @@ class HistoryFile:
                 database.close()
 
     def _begin_run(self, database: sqlite3.Connection, now: float) -> None:
+        for (ended,) in database.execute("SELECT ended FROM runs ORDER BY id DESC LIMIT 1").fetchall():
+            samples_table.roll_up(database, ended)
         begin = "INSERT INTO runs (began, ended) VALUES (?, ?) RETURNING id"
         self._run = database.execute(begin, (now, now)).fetchall()[0][0]
         oldest = now - TIERS[-1].keep_seconds

@@ -106,6 +106,10 @@ class Sampler:
             self._step += 1
         return True
 
+    def finish(self) -> None:
+        """Close the step of the first tier though it is not over; the others' are made up of it (`roll_up`)."""
+        self._close()
+
     def forget(self, name: str) -> None:
         """The guest is no more."""
         if name not in self._now:

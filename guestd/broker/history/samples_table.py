@@ -4,21 +4,36 @@ past is read by one look-up per step, of which there are at most 2,100.
 
 import sqlite3
 from collections.abc import Sequence
+from itertools import pairwise
 
 from guestd.broker.history.steps import REPEAT_STEPS, TIERS, Values, highest, hold, merge, pick_tier
 from guestd.model.history import History
 from guestd.model.resources import Kind
 
 _COLUMNS = [f"{kind}_{what}" for kind in Kind for what in ("demand", "reserved", "plugged", "usable", "used")]
-PUT = (
-    f"INSERT INTO samples VALUES ({', '.join('?' * 13)}) ON CONFLICT (tier, step, guest) DO UPDATE SET "  # noqa: S608
-    + ", ".join(f"{name} = max({name}, excluded.{name})" for name in _COLUMNS)
+_OR_HIGHER = "ON CONFLICT (tier, step, guest) DO UPDATE SET " + ", ".join(
+    f"{name} = max({name}, excluded.{name})" for name in _COLUMNS
 )
-"""Tier, step, guest and values. Of two rows of one step, of two runs, the higher values count."""
+"""Of two rows of one step, of two runs, the higher values count."""
+PUT = f"INSERT INTO samples VALUES ({', '.join('?' * 13)}) {_OR_HIGHER}"  # noqa: S608 - nothing but fixed names
+"""Tier, step, guest and values."""
 _OF_GUEST = f"""
 WITH RECURSIVE wanted (number) AS (VALUES (?) UNION ALL SELECT number + 1 FROM wanted WHERE number < ?)
 SELECT step, {", ".join(_COLUMNS)} FROM wanted CROSS JOIN samples ON tier = ? AND step = number AND guest = ?
 """  # noqa: S608 - nothing but fixed names
+
+_ROLL_UP = f"""
+INSERT INTO samples SELECT ?, ?, guest, {", ".join(f"max({name})" for name in _COLUMNS)} FROM samples
+WHERE tier = ? AND step >= ? AND step < ? GROUP BY guest
+{_OR_HIGHER}
+"""  # noqa: S608 - nothing but fixed names
+
+
+def roll_up(database: sqlite3.Connection, ended: float) -> None:
+    """Make the steps that were not over when a run ended (seconds of the epoch) of those of the tier below."""
+    for number, (below, tier) in enumerate(pairwise(TIERS)):
+        step, width = int(ended // tier.step_seconds), tier.step_seconds // below.step_seconds
+        database.execute(_ROLL_UP, (number + 1, step, number, step * width, (step + 1) * width))
 
 
 def read(

@@ -94,6 +94,8 @@ class Store:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+            self._tick()
+            self._sampler.finish()
             await self._write()
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close, self._feed.next_id)
