@@ -383,7 +383,9 @@ class Host:
             look = await self.look()
             if condition(look):
                 return time.monotonic() - started
-            assert time.monotonic() - started < seconds, f"not within {seconds:g} s: {what}\n{self.words(look)}"
+            if time.monotonic() - started > seconds:
+                words = f"{self.words(look)}\n{await autopsy(self.machines)}"
+                raise AssertionError(f"not within {seconds:g} s: {what}\n{words}")
             await asyncio.sleep(0.05)
 
     def words(self, look: Look) -> str:
@@ -469,7 +471,8 @@ async def converges(
                 if not found and condition(look):
                     return time.monotonic() - started
         if time.monotonic() - started > seconds:
-            raise AssertionError(f"not within {seconds:g} s: {what}; {found}\n{host.words(look)}")
+            words = f"{host.words(look)}\n{await autopsy(host.machines)}"
+            raise AssertionError(f"not within {seconds:g} s: {what}; {found}\n{words}")
         await asyncio.sleep(0.2)
 
 
