@@ -24,6 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from autopsy import autopsy
+
 from guestd.lab.errors import ConsoleError, MachineError
 from guestd.lab.image import GuestImage
 from guestd.lab.machine import Machine, parse_cpu_list
