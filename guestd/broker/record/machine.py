@@ -58,10 +58,11 @@ class RecordedMachine(BrokerMachine):
 def _recorded(name: str) -> Callable[..., Any]:
     method = getattr(BrokerMachine, name)
     signature = inspect.signature(method)
+    count = len(signature.parameters) - 1
 
     @functools.wraps(method)
     def call(self: RecordedMachine, *arguments: object, **words: object) -> object:
-        if words or len(arguments) < len(signature.parameters) - 1:
+        if words or len(arguments) < count:
             bound = signature.bind(self, *arguments, **words)
             bound.apply_defaults()
             arguments = bound.args[1:]
