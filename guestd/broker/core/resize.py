@@ -51,9 +51,10 @@ class Resizer:
         vm = guest.vm
         if vm is not None and vm.status is VmStatus.GONE:
             self.reserve(guest, track, 0)
+        elif vm is not None and guest.observed and guest.vm_fresh:
+            self._watch(guest, track, vm)
         elif vm is not None and vm.status is VmStatus.RUNNING and guest.vm_fresh:
-            follow = Resizer._watch if guest.observed else self._FOLLOW[track.phase]
-            follow(self, guest, track, vm)
+            self._FOLLOW[track.phase](self, guest, track, vm)
         elif vm is not None and vm.status is VmStatus.FROZEN:
             self.reserve(guest, track, max(vm.held(track.kind), track.reserved))
 

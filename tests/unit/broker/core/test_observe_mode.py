@@ -14,6 +14,7 @@ from guestd.model.explanation import ReclaimRequest
 from guestd.model.messages import Ack, AckStatus, Grant, GrantStage
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
+from guestd.model.vm import VmStatus
 
 
 def observed(host: HostCapacity | None = None) -> One:
@@ -223,3 +224,17 @@ def test_a_failure_of_its_hypervisor_only_makes_it_be_asked_again() -> None:
 def test_an_unknown_guest_cannot_be_observed() -> None:
     with pytest.raises(NotFoundError):
         One().machine.observe("nobody", True)
+
+
+def test_one_that_is_frozen_is_charged_what_it_holds() -> None:
+    one = One(connect=False)
+    one.machine.remove_guest("a")
+    one.machine.add_guest("a", LIMITS, observe=True)
+    assert touching(one.step()) == []
+    assert one.reserved == LIMITS.max, "nobody has told what it holds"
+    one.is_now(replace(vm(2), status=VmStatus.UNREACHABLE))
+    assert one.reserved == LIMITS.max
+    one.is_now(replace(vm(2), status=VmStatus.FROZEN))
+    assert one.reserved == Resources(2000, BOOT)
+    one.is_now(replace(vm(2), status=VmStatus.GONE))
+    assert one.reserved == Resources()
