@@ -17,7 +17,9 @@ from process_rig import BrokerProcess, HypervisorProcess
 
 from guestd.broker.core.track import Timing
 from guestd.model.units import GIB, MIB
+from guestd.model.view import LimitsChange
 from guestd.sim.remote import VmSpec
+from guestd.wire.client import BrokerClient
 
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?<>=!]*[ -/]*[@-~]|[()][0-9A-Za-z]|[=>78]|\].*?(\x07|\x1b\\)|P.*?\x1b\\)")
 _COLUMNS, _ROWS = 100, 30
@@ -112,6 +114,9 @@ async def test_top_lives_through_a_restart_of_the_broker_and_leaves_the_terminal
         await top.says("2 guests", "web", "db", "epoch 1", "0 of 2 connected")
         top.press("/we")
         await top.says("1 of 2 guests")
+        async with BrokerClient(broker.run_dir) as client:
+            await client.set_limits("web", LimitsChange(cpu_max_millicores=3000))
+        await top.says("operator", "limits set")  # an event, live
         top.press("\x1b")
         at = len(top.said)
         await broker.kill()

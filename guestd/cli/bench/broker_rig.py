@@ -51,6 +51,7 @@ class BrokerRig:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # three descriptors for a guest: inherited
         try:
             (self.root / "spec.json").write_bytes(encode_specs([_spec(index) for index in range(self._vms)]))
+            (self.root / "broker.toml").write_text(_config(self.root, self._vms))
             spec = str(self.root / "spec.json")
             arguments = (str(self.root / "hv.sock"), "--spec", spec)
             hypervisor = await self._spawn("guestd.sim.remote", *arguments, core=self._other_core)
@@ -75,18 +76,12 @@ class BrokerRig:
         shutil.rmtree(self.root, ignore_errors=True)
 
     async def start_broker(
-        self,
-        timing: dict[str, float] | None = None,
-        *,
-        tables: str = "",
-        program: tuple[str, ...] = ("guestd.sim.broker",),
+        self, timing: dict[str, float] | None = None, program: tuple[str, ...] = ("guestd.sim.broker",)
     ) -> None:
         """Start the broker (again).
 
-        :param tables: further tables of its configuration.
         :param program: the module to run, and arguments that come before the others.
         """
-        (self.root / "broker.toml").write_text(_config(self.root, self._vms) + tables)
         self.broker = await self._spawn(
             *program,
             *("--config", str(self.root / "broker.toml"), "--hypervisor", str(self.root / "hv.sock")),

@@ -96,6 +96,7 @@ class _Bench:
     def __init__(self, rig: BrokerRig, browser: Browser) -> None:
         self._rig, self._browser = rig, browser
         self._spent = rig.root / "spent.json"
+        self._config = (rig.root / "broker.toml").read_text()
         self._metrics, self._web = _free_ports()
 
     async def start(self, *, counted: bool) -> None:
@@ -104,7 +105,8 @@ class _Bench:
         tables = f'[metrics]\nlisten = "127.0.0.1:{self._metrics}"\n[web]\nlisten = "127.0.0.1:{self._web}"\n'
         tables += "" if counted else "[record]\nsize = 0\n"
         how = "counted" if counted else "forgetful"
-        await self._rig.start_broker(tables=tables, program=(_BROKER, how, str(self._spent)))
+        (self._rig.root / "broker.toml").write_text(self._config + tables)
+        await self._rig.start_broker(program=(_BROKER, how, str(self._spent)))
         await self._rig.ready()
 
     async def settled(self) -> None:
