@@ -1,9 +1,11 @@
 """`guestctl replay`: what it prints, and its exit codes."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 from guestd.broker.core import judge
 from guestd.broker.core.ledger import HostCapacity
@@ -51,6 +53,10 @@ def test_one_guest_is_picked_and_all_are_counted(record: Path, capsys: pytest.Ca
     assert main(["replay", str(record), "--guest", "a", "--output", "json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["schema"] == "guestd/v1/replay"
+    schema = json.loads((files("guestd.cli") / "schema" / "v1.json").read_text())
+    (part,) = [one for one in schema["oneOf"] if one["properties"]["schema"]["const"] == shown["schema"]]
+    assert shown.keys() == part["properties"].keys()
+    assert list(Draft202012Validator(schema).iter_errors(shown)) == []
     assert {event["guest"] for event in shown["events"]} == {"a"}
     assert shown["decisions"] > len(shown["events"]) > 2
     assert shown["difference"] is None
