@@ -102,9 +102,10 @@ def with_target(command: Callable[..., None]) -> Callable[..., None]:
 def guest_names(context: typer.Context, incomplete: str) -> list[str]:
     """Names that a guest's name may become, for the shell. Without a broker there are none, and no word of it."""
     given = {one.name: context.params.get(one.name) or one.default for one in _OPTIONS}
+    paths = {name: Path(value) for name, value in given.items() if name != "host" and value is not None}
 
     async def ask() -> list[str]:
-        async with asyncio.timeout(_COMPLETION_SECONDS), Target(**given).client() as client:
+        async with asyncio.timeout(_COMPLETION_SECONDS), Target(**{**given, **paths}).client() as client:
             return [guest.name for guest in await client.guests()]
 
     with contextlib.suppress(GuestdError, OSError, ValueError):

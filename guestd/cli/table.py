@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from guestd.cli.screen import Line, Part, cut, width_of
 
 _GAP = 2
+_SPACE = " " * _GAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,10 @@ class Column:
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Part]], width: int | None) -> list[Line]:
     """The heading and the rows."""
-    natural = [_natural(column, number, rows) for number, column in enumerate(columns)]
+    all_rows = [[(column.title, "bold") for column in columns], *rows]
+    sizes = [[width_of(text) for text, _ in row] for row in all_rows]
+    longest = [max(size) for size in zip(*sizes, strict=True)]
+    natural = [min(one, column.most or one) for one, column in zip(longest, columns, strict=True)]
     kept = _kept(columns, natural, width)
     widths = {number: natural[number] for number in kept}
     if width is not None:
@@ -33,14 +37,8 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Part]], width: int 
             over = sum(widths.values()) + _GAP * (len(kept) - 1) - width
             if over > 0 and columns[number].least:
                 widths[number] = max(columns[number].least, widths[number] - over)
-    heading = [(column.title, "bold") for column in columns]
-    return [_line(columns, widths, row) for row in (heading, *rows)]
-
-
-def _natural(column: Column, number: int, rows: Sequence[Sequence[Part]]) -> int:
-    longest = max((width_of(row[number][0]) for row in rows), default=0)
-    longest = max(longest, width_of(column.title))
-    return min(longest, column.most) if column.most else longest
+    form = [(number, room, columns[number].right) for number, room in widths.items()]
+    return [_line(form, row, size) for row, size in zip(all_rows, sizes, strict=True)]
 
 
 def _kept(columns: Sequence[Column], natural: Sequence[int], width: int | None) -> list[int]:
@@ -55,16 +53,18 @@ def _kept(columns: Sequence[Column], natural: Sequence[int], width: int | None) 
     return kept
 
 
-def _line(columns: Sequence[Column], widths: dict[int, int], row: Sequence[Part]) -> Line:
+def _line(form: Sequence[tuple[int, int, bool]], row: Sequence[Part], sizes: Sequence[int]) -> Line:
+    """One row; `form` has the number, the width and the side of each column."""
     parts: list[Part] = []
-    for number, width in widths.items():
-        text = cut(row[number][0], width)
-        space = " " * (width - width_of(text))
-        gap = " " * _GAP if parts else ""
-        if columns[number].right:
-            parts += [(gap + space, ""), (text, row[number][1])]
-        else:
-            parts += [(gap, ""), (text, row[number][1]), (space, "")]
-    while parts and not parts[-1][0].strip():
-        parts.pop()
+    for number, width, right in form:
+        text, style = row[number]
+        size = sizes[number]
+        if size > width:
+            text = cut(text, width)
+            size = width_of(text)
+        space = " " * (width - size)
+        gap = _SPACE if parts else ""
+        parts.append((f"{gap}{space}{text}" if right else f"{gap}{text}{space}", style))
+    text, style = parts[-1]
+    parts[-1] = (text.rstrip(), style)
     return tuple(parts)
