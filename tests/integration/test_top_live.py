@@ -47,8 +47,8 @@ async def broker(root: Path) -> AsyncIterator[BrokerProcess]:
 class Terminal:
     """`guestctl top` on a pseudo terminal of its own; `said` is all that it has written."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(self, run_dir: Path, **environment: str) -> None:
+        self._run_dir, self._environment = run_dir, environment
         self.raw = b""
         self._outer, self._inner = pty.openpty()
         fcntl.ioctl(self._inner, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
@@ -63,7 +63,7 @@ class Terminal:
             stdin=self._inner,
             stdout=self._inner,
             stderr=self._inner,
-            env={**environment, "TERM": "xterm-256color"},
+            env={**environment, "TERM": "xterm-256color", **self._environment},
             start_new_session=True,
         )
         os.set_blocking(self._outer, False)
@@ -120,7 +120,7 @@ async def test_top_lives_through_a_restart_of_the_broker_and_leaves_the_terminal
         top.press("\x1b")
         at = len(top.said)
         await broker.kill()
-        await top.says("the broker is gone for", since=at)
+        await top.says("broker gone for", since=at)
         at = len(top.said)
         await broker.start()
         await top.says("epoch 2", since=at)
@@ -140,6 +140,16 @@ async def test_top_leaves_the_terminal_as_it_was_however_it_ends(broker: BrokerP
             top.process.terminate()
         assert await top.ended() == 0
         top.assert_restored()
+
+
+async def test_no_color_is_honoured(broker: BrokerProcess) -> None:
+    coloured = re.compile(rb"\x1b\[(\d+;)*([349][0-7]|10[0-7]|[34]8;)[\d;]*m")
+    for environment in ({}, {"NO_COLOR": "1"}):
+        async with Terminal(broker.run_dir, **environment) as top:
+            await top.says("2 guests", "needs")
+            top.press("q")
+            assert await top.ended() == 0
+            assert bool(coloured.search(top.raw)) == (not environment)
 
 
 async def test_top_without_a_broker_opens_no_screen_and_ends_with_5(root: Path) -> None:

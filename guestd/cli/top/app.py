@@ -167,7 +167,7 @@ class Top(App[None]):
         problem = board.problem
         if problem:
             ago = span(int(time.monotonic() - board.lost_at))
-            problem = f"the broker is gone for {ago}, trying again; what is shown is old. {problem}"
+            problem = f"broker gone for {ago}, trying again: {problem}"
         self._title.set_class(bool(problem), "lost")
         self._title.update(title(board.host, now, problem, self.size.width))
 
