@@ -66,7 +66,9 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path, wall: W
     wall.at(14, 1)
     first.look([guest("a", 3000)])
     before = await first.events(EventQuery())
-    wall.at(14, 2)
+    wall.at(14, 2, 3)
+    first.look([guest("a", 3500)])
+    wall.at(14, 2, 7)
     await first.stop()
     wall.at(14, 5)
     second = Store(path, 4 << 20, wall)
@@ -80,10 +82,38 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path, wall: W
     history = await second.history("a", BEGIN, None, 0)
     assert history.step_seconds == 10.0
     reserved = {(point.at - BEGIN).seconds: point.resources[0].reserved for point in history.points}
-    expected = dict.fromkeys(range(0, 60, 10), 2000) | dict.fromkeys(range(60, 121, 10), 3000)
+    expected = dict.fromkeys(range(0, 60, 10), 2000) | dict.fromkeys(range(60, 120, 10), 3000) | {120: 3500}
     expected |= dict.fromkeys(range(300, 360, 10), 1000)
     assert reserved == expected, "what nobody recorded is left out"
     await second.stop()
+
+
+async def test_quiet_guests_are_written_again_after_a_time_in_which_nothing_was(
+    store: Store, wall: Wall, tmp_path: Path
+) -> None:
+    quiet = [guest(f"web-{number}", 2000) for number in range(20)]
+    store.look(quiet)
+    for minute in range(1, 6):
+        wall.at(14, minute)
+        await store.events(EventQuery())
+        if minute == 3:
+            (tmp_path / "history.db").rename(tmp_path / "elsewhere")
+            store.note(EventCode.OPERATOR, "so that something is written", "a")
+    for one in quiet:
+        history = await store.history(one.name, BEGIN, None, 0)
+        begins = [(point.at - BEGIN).seconds for point in history.points]
+        assert begins == list(range(begins[0], 300, 10)), one.name
+        assert 180 <= begins[0] <= 250
+
+
+async def test_a_range_has_its_begin_and_not_its_end(store: Store, wall: Wall) -> None:
+    for second in (0, 1, 1, 2):
+        wall.at(14, 0, second)
+        store.note(EventCode.OPERATOR, f"{second}", "a")
+    since, until = BEGIN + timedelta(seconds=1), BEGIN + timedelta(seconds=2)
+    assert [one.id for one in await store.events(EventQuery(since=since, until=until))] == [2, 3]
+    assert [one.id for one in await store.events(EventQuery("a", until=since))] == [1]
+    assert [one.id for one in await store.events(EventQuery(since=until, newest=True))] == [4]
 
 
 async def test_why_was_it_shrunk_at_14_02(store: Store, wall: Wall) -> None:
