@@ -7,14 +7,11 @@ from typing import Annotated, Final
 import typer
 
 from guestd.cli.options import Output, OutputOption
-from guestd.cli.screen import Line, paragraph, screen, show_json
-from guestd.cli.table import Column, table
+from guestd.cli.screen import paragraph, screen, show_json
 from guestd.cli.text import printable
 
 _DEFAULT_PATH: Final = Path("/etc/guestd/broker.toml")
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="The broker's file; FILE.d/*.toml lie on top of it.")]
-_COLUMNS = (Column("KEY", 3, least=12), Column("VALUE", 2, least=8), Column("FROM", 1, least=8))
-
 app = typer.Typer(help="Checks and shows the broker's configuration.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -53,14 +50,9 @@ def show(
         )
         return
     out = screen()
-    lines: list[Line] = []
-    if origin:
-        rows = [[(printable(one.key), ""), (_value(one.value), ""), (printable(one.origin), "dim")] for one in found]
-        lines = table(_COLUMNS, rows, None if out.width is not None and out.width < 60 else out.width)
-    else:
-        for one in found:
-            lines += paragraph(((f"{printable(one.key)} = ", ""),), _value(one.value), out.width)
-    out.show(lines)
+    for one in found:
+        comment = f"  # {printable(one.origin)}" if origin else ""
+        out.show(paragraph(((f"{printable(one.key)} = ", ""),), f"{_value(one.value)}{comment}", out.width))
 
 
 def _value(value: object) -> str:

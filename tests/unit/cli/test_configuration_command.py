@@ -64,9 +64,8 @@ def test_every_value_comes_from_the_file_that_wins_or_is_a_default(
 
 def test_origins_are_shown_beside_the_values(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", str(file), "--origin"]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert rows[0] == ["KEY", "VALUE", "FROM"]
-    assert ["guests.web-1.cpu.max", "6", f"{file}.d/10-more.toml"] in rows
-    assert ["broker.mode", '"serve"', "default"] in rows
+    lines = capsys.readouterr().out.splitlines()
+    assert f"guests.web-1.cpu.max = 6  # {file}.d/10-more.toml" in lines
+    assert 'broker.mode = "serve"  # default' in lines
     assert main(["config", "show", str(file)]) == 0
     assert 'broker.mode = "serve"' in capsys.readouterr().out.splitlines()
