@@ -69,6 +69,7 @@ class GuestSpec:
     dimm_slots: int = 0  # memory comes as DIMMs
     kernel_arguments: str = ""
     guest_agent_port: bool = False
+    observe: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +115,22 @@ class Host:
 
     :param guests: The guests by name; each gets a VM.
     :param cpus: What the host has for guests; :param memory_bytes: likewise, without the overhead.
+    :param tables: More tables of the broker's configuration.
     """
 
     def __init__(
-        self, image: GuestImage, guests: Mapping[str, GuestSpec], *, cpus: int = 4, memory_bytes: int = 4 * GIB
+        self,
+        image: GuestImage,
+        guests: Mapping[str, GuestSpec],
+        *,
+        cpus: int = 4,
+        memory_bytes: int = 4 * GIB,
+        tables: str = "",
     ) -> None:
         self.guests = dict(guests)
         self.machines: dict[str, Machine] = {}
         self._image = image
-        self._cpus, self._memory_bytes = cpus, memory_bytes
+        self._cpus, self._memory_bytes, self._tables = cpus, memory_bytes, tables
         self._directory = Path(tempfile.mkdtemp(prefix="gv-", dir="/tmp"))
         self._broker: asyncio.subprocess.Process | None = None
         self._client: BrokerClient | None = None
@@ -207,7 +215,12 @@ class Host:
         memory = self._memory_bytes + OVERHEAD_BYTES * len(self.guests)
         lines = ["[host]", f"cpus = {self._cpus}", f"memory = {memory}"]
         lines += [f"overhead_memory_per_guest = {OVERHEAD_BYTES}", "", "[broker]", f"port = {PORT}"]
-        lines += [f"state_dir = {_quoted(self._directory / 'state')}", f"run_dir = {_quoted(self.run_dir)}", ""]
+        lines += [
+            f"state_dir = {_quoted(self._directory / 'state')}",
+            f"run_dir = {_quoted(self.run_dir)}",
+            "",
+            self._tables,
+        ]
         for name, spec in self.guests.items():
             cpu = f"min = 1, max = {spec.cpu_max}, weight = {spec.weight}"
             memory = f"min = {spec.memory_min_bytes}, max = {spec.memory_max_bytes}, weight = {spec.weight}"
@@ -216,6 +229,7 @@ class Host:
                 f"cpu = {{ {', '.join(filter(None, (cpu, spec.cpu)))} }}",
                 f"memory = {{ {', '.join(filter(None, (memory, spec.memory)))} }}",
                 f"park_cpus = {str(spec.park_cpus).lower()}",
+                f'mode = "{"observe" if spec.observe else "serve"}"',
                 f"qmp_socket = {_quoted(self._directory / f'{name}.qmp')}",
                 f"vsock_path = {_quoted(self._directory / name)}",
                 "vsock_privileged_ports = true",
