@@ -253,7 +253,7 @@ class Scenario:
 
     async def _audit_journal(self) -> None:
         """What the dead broker wrote is an upper bound of what the VMs hold, or are told to take."""
-        for file in (self.root / "state").iterdir():
+        for file in (self.root / "state").glob("journal.db*"):
             shutil.copy(file, self.root)
         database = sqlite3.connect(self.root / "journal.db")
         query = "SELECT guest, cpu_millicores, memory_bytes FROM reserved"
