@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+from guestd.broker.disk import leave_room
 from guestd.broker.history import events_table, prune, samples_table
 from guestd.broker.history.sampler import Row
 from guestd.broker.history.schema import PAGE_BYTES, is_damage, move_aside, open_history
@@ -70,6 +71,7 @@ class HistoryFile:
 
     def write(self, batch: Batch) -> int:
         """Write all of it; what is too old goes. The number below which those of events are reserved."""
+        leave_room(self._path.parent)
         return self.call(batch.now, lambda database: self._write(database, batch))
 
     def guest_and_run(self, name: str) -> tuple[int, int]:
@@ -96,6 +98,8 @@ class HistoryFile:
         return False
 
     def _open(self, now: float) -> sqlite3.Connection:
+        if not self._path.exists():
+            leave_room(self._path.parent)
         database = self._database = open_history(self._path, self._most_pages, self._log_pages)
         self._inode = self._path.stat().st_ino
         self._ids = dict(database.execute("SELECT name, id FROM guests"))

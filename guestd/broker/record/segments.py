@@ -7,6 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from guestd.broker.disk import leave_room
 from guestd.broker.record.frames import MAGIC, frame
 from guestd.model.errors import RecordError
 from guestd.model.units import format_size
@@ -46,6 +47,7 @@ class Segments:
                 f"set it to {format_size(len(data) * _PARTS)} or more"
             )
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        leave_room(self.directory)
         self._make_room(len(data))
         newest = max((int(path.stem) for path in self._files() if path.stem.isdecimal()), default=0)
         self._path = self.directory / f"{newest + 1:010}{_SUFFIX}"
@@ -65,6 +67,7 @@ class Segments:
         :raise RecordError: When there is no room for it within the bound.
         """
         data = frame(payload)
+        leave_room(self.directory)
         self._make_room(len(data))
         self._write(data)
 

@@ -1,0 +1,38 @@
+"""What is left to the journal on a disk."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from guestd.broker.disk import leave_room
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "left"),
+    [
+        (1000 * MIB, 17 * MIB, True),
+        (1000 * MIB, 15 * MIB, False),
+        (1 * MIB, 600 << 10, True),
+        (1 * MIB, 500 << 10, False),
+        (1000 * MIB, 0, False),
+    ],
+)
+def test_what_may_be_missed_leaves_the_journal_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, left: bool
+) -> None:
+    answer = os.statvfs_result((4096, 4096, size >> 12, free >> 12, free >> 12, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: answer)
+    if left:
+        leave_room(tmp_path)
+        return
+    with pytest.raises(OSError, match="left to the journal") as caught:
+        leave_room(tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_directory_that_is_not_there_yet_will_be_on_the_disk_of_its_parent(tmp_path: Path) -> None:
+    leave_room(tmp_path / "state" / "record")
