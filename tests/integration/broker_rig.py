@@ -255,7 +255,7 @@ class RawGuest:
 
     async def read(self) -> BrokerMessage | None:
         """The next message; None at the end of the stream."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             raw = await self.call.read()
         return (
             None

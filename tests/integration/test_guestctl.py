@@ -174,7 +174,8 @@ async def test_a_stream_that_is_cut_in_the_middle_is_said(
 
 
 async def test_ctrl_c_ends_it_without_a_word(guestctl: Guestctl) -> None:
-    process = await guestctl.start("status", "--watch", "-o", "json")
+    # Who runs the tests in the background may ignore the signal, and so would what they start.
+    process = await guestctl.start("status", "--watch", "-o", "json", before=("env", "--default-signal=INT"))
     assert await line_of(process)
     process.send_signal(signal.SIGINT)
     done = await ended(process)

@@ -130,8 +130,8 @@ def shown(kind: Kind, amount: int) -> str:
         return f"{amount / 1000:.2f}".rstrip("0").rstrip(".")
     for unit, factor in (("GiB", GIB), ("MiB", MIB), ("KiB", 1024)):
         if amount >= factor:
-            value = amount / factor
-            text = f"{value:.0f}" if value >= 100 else f"{value:.1f}".removesuffix(".0")
+            tenths = (amount * 10 + factor // 2) // factor  # halves go up, as in JavaScript
+            text = f"{(amount + factor // 2) // factor}" if amount >= 100 * factor else f"{tenths / 10:g}"
             return f"{text} {unit}"
     return f"{amount} B"
 
