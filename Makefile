@@ -185,8 +185,8 @@ lint: setup  ## ruff, import layering, the protocol
 types: setup  ## mypy, strict
 	$(PYTHON) -m mypy
 
-test-fast: setup  ## everything that needs no virtual machine
-	$(PYTEST) -m 'not vm'
+test-fast: setup  ## what needs neither virtual machines nor minutes, on two cores
+	$(PYTEST) -n 2 -m 'not vm and not slow'
 
 test: setup  ## everything
 	@$(MAKE) --no-print-directory setup-vm || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
@@ -195,8 +195,8 @@ test: setup  ## everything
 		echo '==> no Prometheus here: its tests will be skipped'; }
 	@$(MAKE) --no-print-directory setup-page || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
 		echo '==> no Chromium here: the tests of the live page will be skipped'; }
-	@$(MAKE) --no-print-directory lint types
-	$(PYTEST)
+	@$(MAKE) --no-print-directory lint types test-fast
+	$(PYTEST) -m 'vm or slow'
 
 demo: setup-vm  ## a real VM that grows and shrinks with its load
 	$(PYTHON) -m guestd.cli.main demo

@@ -20,6 +20,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent / "unit" / "broker" / "hypervisor"))
 sys.path.append(str(Path(__file__).parent / "integration"))
 
+_TESTS = Path(__file__).parent
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _TESTS_OWN = re.compile(r"/sys/fs/cgroup/cpu/guestd-test-[a-z0-9-]+/(tasks|cpu\.shares|cpu\.cfs_(quota|period)_us)")
 _forbidden: list[str] = []
@@ -51,6 +52,13 @@ def _guard(event: str, arguments: tuple[object, ...]) -> None:
 
 
 sys.addaudithook(_guard)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What talks to real processes, or runs for minutes under fire, is slow by its place."""
+    for item in items:
+        if item.path.relative_to(_TESTS).parts[0] in ("integration", "properties"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

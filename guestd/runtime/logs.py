@@ -4,7 +4,6 @@ Under journald each line starts with its priority (`<4>`), and a plain one has n
 characters are escaped, so that a name from outside can neither forge a line nor drive a terminal.
 """
 
-import json
 import logging
 import os
 import sys
@@ -65,6 +64,8 @@ class _JsonFormatter(_Formatter):
                 fields[name] = value if isinstance(value, int) else escape(str(value))
         if record.exc_info:
             fields["traceback"] = [escape(line) for line in self.formatException(record.exc_info).splitlines()]
+        import json  # not in the guest
+
         return _prefix(record, self._journal) + json.dumps(fields)
 
 
