@@ -262,7 +262,7 @@ async def test_a_veto_holds_a_shrink_until_it_is_lifted(apps: Apps) -> None:
     await host.says("veto hook 50-postgresql says no", log_before)
     kept = await apps.session()
     assert (await host.look()).memory(VM) >= 1738 * MIB
-    assert (kept.cache, kept.work_mem) == (high.cache, high.work_mem)
+    assert kept.cache >= high.cache and kept.work_mem >= high.work_mem, "nothing was taken; a last block may have come"
     await apps.shell(f"install -m 755 /usr/share/guestd/hooks/50-postgresql {HOOKS}/")
     begun = time.monotonic()
     await host.until("shrunk", at_minimum, SHRINK_SECONDS)
