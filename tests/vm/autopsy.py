@@ -14,7 +14,7 @@ for p in /proc/[0-9]*; do read -r x < $p/stat && echo "$x"; done 2> /dev/null |
   { d = ($14 + $15 - was[$1]) / 2; if (d > 2) print $2, d "% of a CPU,", $3 }' /run/autopsy-1 -
 for p in /proc/[0-9]*; do grep -q '^State:.D' $p/status && { cat $p/comm; cat $p/stack; }; done 2> /dev/null
 grep -E '^(MemTotal|MemFree|MemAvailable)' /proc/meminfo; head -n 1 /proc/pressure/cpu /proc/pressure/memory
-journalctl -u guestd -o short-monotonic -n 25 --no-pager -q; dmesg | tail -n 8
+journalctl -u guestd -o short-monotonic -n 25 --no-pager -q; dmesg | tail -n 40
 """
 _SECONDS = 30.0
 
