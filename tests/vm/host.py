@@ -284,7 +284,8 @@ class Host:
         :raise AssertionError: When its exit code is not 0.
         """
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "guestd.cli.main", *arguments, "--run-dir", str(self.run_dir)),
+            *(sys.executable, "-m", "guestd.cli.main", *arguments),
+            env={**os.environ, "GUESTD_RUN_DIR": str(self.run_dir)},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
