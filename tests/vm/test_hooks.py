@@ -61,7 +61,10 @@ async def shared(guest_image: GuestImage) -> AsyncIterator[Host]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def alone(shared: Host) -> Host:
-    """The VM without hooks and without guestd, which would run those of a test as well."""
+    """The VM without hooks and without guestd, which would run those of a test as well. It stays as it is: under
+    emulation memory in which programs ran is taken back very slowly (ARCHITECTURE, "The lab").
+    """
+    await shared.guestctl("pause", VM)
     await shared.shell(VM, f"systemctl stop guestd; rm -rf {HOOKS}/* {SEEN}*; mkdir -p /run/vm-test")
     await shared.shell(VM, "systemctl stop 'guestd-hook-*'; systemctl reset-failed")
     return shared
@@ -71,6 +74,7 @@ async def alone(shared: Host) -> Host:
 async def host(alone: Host) -> Host:
     """The host at rest, without hooks."""
     await alone.shell(VM, "systemctl start guestd")
+    await alone.guestctl("resume", VM)
     await rests(alone, 60)
     return alone
 
