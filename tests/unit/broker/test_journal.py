@@ -227,7 +227,11 @@ async def test_an_empty_file_is_refused(path: Path) -> None:
     assert path.stat().st_size == 0
 
 
-@pytest.mark.parametrize("header", [b"\0" * 16, b"SQLite format 3\0" + b"\0" * 16, os.urandom(100)])
+@pytest.mark.parametrize(
+    "header",
+    [b"\0" * 16, b"SQLite format 3\0" + b"\0" * 16, os.urandom(100)],
+    ids=["zeros", "no more than the magic", "noise"],
+)
 async def test_a_damaged_header_is_refused(path: Path, header: bytes) -> None:
     await many_guests(path)
     with path.open("r+b") as file:

@@ -18,3 +18,10 @@ def client(monkeypatch: pytest.MonkeyPatch) -> type[FakeClient]:
     monkeypatch.setattr(FakeClient, "past", EVENTS)
     monkeypatch.setattr(FakeClient, "unknown_time", False)
     return FakeClient
+
+
+@pytest.fixture(autouse=True)
+def _no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no terminal has no width, whoever runs the tests (and whatever textual's own tests leave behind)."""
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)

@@ -54,7 +54,9 @@ def test_a_failure_is_logged_and_survived(tmp_path: Path, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize(
-    ("pid", "seconds"), [("", 15.0), (str(os.getpid()), 15.0), (str(os.getppid()), 15.0), ("1234567", None)]
+    ("pid", "seconds"),
+    [("", 15.0), (str(os.getpid()), 15.0), (str(os.getppid()), 15.0), ("1234567", None)],
+    ids=["nobody named", "us", "the helper", "another"],
 )
 def test_whose_watchdog(pid: str, seconds: float | None) -> None:
     environ = {"WATCHDOG_USEC": "30000000"} | ({"WATCHDOG_PID": pid} if pid else {})
