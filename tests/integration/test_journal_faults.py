@@ -430,7 +430,10 @@ async def nothing_is_granted_until(broker: Broker, raw: RawGuest, said: str, men
     assert await broker.hypervisor.link.truth() == had_before
     assert broker.process.said.count(said) <= 3  # told once a cause, not once a try
     mend()
-    await reading
+    try:
+        await reading
+    except TimeoutError:
+        raise AssertionError(f"nothing is granted although there is room again:\n{broker.process.said[-4000:]}") from None
     await broker.process.logged("the journal can be written again")
 
 
