@@ -335,7 +335,7 @@ async def _own_error(error: grpc.aio.AioRpcError, end: Endpoint) -> GuestdError:
     match code:
         case grpc.StatusCode.UNAVAILABLE if details.startswith("journal "):
             return JournalError(details)
-        case grpc.StatusCode.UNAVAILABLE:
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # the second: a broker that stops ends its calls
             return await end.problem()
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return UnreachableError(f"{end}: no answer in time")
