@@ -34,5 +34,16 @@ def test_what_may_be_missed_leaves_the_journal_its_room(
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_directory_that_is_not_there_yet_will_be_on_the_disk_of_its_parent(tmp_path: Path) -> None:
+def test_a_directory_that_is_not_there_yet_will_be_on_the_disk_of_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    real = os.statvfs
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        asked.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
     leave_room(tmp_path / "state" / "record")
+    assert asked == [tmp_path]
