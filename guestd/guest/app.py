@@ -14,6 +14,7 @@ from pathlib import Path
 import guestd
 from guestd.guest import config, sysfs
 from guestd.guest.config import GuestConfig
+from guestd.guest.core.actions import Settings
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.glance import Glance
@@ -77,7 +78,8 @@ async def _run(
 ) -> None:
     hands = _hands(helper_socket, dry_run, root)
     identity = identify(dry_run, helper_socket is not None, root)
-    machine = GuestMachine(identity, time.monotonic())
+    times = Settings(shrink_hook_seconds=settings.shrink_hook_seconds, grow_hook_seconds=settings.grow_hook_seconds)
+    machine = GuestMachine(identity, time.monotonic(), times)
     sensors = Sensors(root)
     inventory: list[Inventory] = []
 

@@ -8,6 +8,7 @@ from guestd.model.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/guestd/guestd.toml")
 DEFAULT_PORT = 4747
+_LONGEST_HOOK_SECONDS = 600  # the helper takes no longer deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class GuestConfig:
     user: str = "guestd"  # whom the daemon runs as
     broker_socket: str = ""  # a unix socket to dial instead of vsock: for guests without vsock, and tests
     log_verbose: bool = False
+    shrink_hook_seconds: int = 30  # what all hooks together have before a shrink: so long it waits for them
+    grow_hook_seconds: int = 60  # and after a grow: nobody waits for them, but the next ones
 
 
 def load(path: Path) -> GuestConfig:
@@ -43,4 +46,7 @@ def load(path: Path) -> GuestConfig:
     config = GuestConfig(**data)
     if not 1 <= config.port <= 0xFFFF_FFFE:
         raise ConfigError(str(path), "port", config.port, "must be within 1..4294967294")
+    for key in ("shrink_hook_seconds", "grow_hook_seconds"):
+        if not 1 <= (seconds := getattr(config, key)) <= _LONGEST_HOOK_SECONDS:
+            raise ConfigError(str(path), key, seconds, f"must be within 1..{_LONGEST_HOOK_SECONDS}")
     return config

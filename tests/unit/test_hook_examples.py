@@ -147,9 +147,15 @@ def test_a_heap_gets_its_share_up_to_its_maximum(guest: Guest, java: int) -> Non
     (guest.says / "heap").write_text(" ZHeap           used 38M, capacity 60M, max capacity 1024M\n")
     code, words = guest.run("50-jvm-zgc", "after-grow", "memory", 1024 * MIB)
     assert (code, words) == (0, f"java {java}: SoftMaxHeapSize 614 MiB\n")
-    assert guest.asked == f"GC.heap_info\nVM.set_flag SoftMaxHeapSize {614 * MIB}\n"
-    guest.run("50-jvm-zgc", "after-grow", "memory", 4096 * MIB)
-    assert f"SoftMaxHeapSize {1024 * MIB}" in guest.asked
+    assert guest.asked == f"VM.set_flag SoftMaxHeapSize {614 * MIB}\nGC.heap_info\n"
+    code, words = guest.run("50-jvm-zgc", "after-grow", "memory", 4096 * MIB)
+    assert (code, words) == (0, f"java {java}: SoftMaxHeapSize 1024 MiB\n")
+    assert guest.asked.endswith(f"VM.set_flag SoftMaxHeapSize {1024 * MIB}\n")
+    assert guest.run("50-jvm-zgc", "before-shrink", "memory", 1024 * MIB) == (
+        0,
+        f"java {java}: SoftMaxHeapSize 614 MiB\n",
+    )
+    assert guest.asked == f"GC.run\nGC.heap_info\nVM.set_flag SoftMaxHeapSize {614 * MIB}\n"
 
 
 def test_a_heap_whose_live_data_does_not_fit_asks_for_time(guest: Guest, java: int) -> None:

@@ -74,16 +74,16 @@ class Plan:
 
     load: bool = True
     connect_limit_seconds: float = 45.0
-    settle_limit_seconds: float = 30.0
-    steady_seconds: float = 2.0  # so long must all be at the minimum
-    near_seconds: float = 8.0  # or so long unchanged within a memory block of it
+    settle_limit_seconds: float = 60.0
+    steady_seconds: float = 7.0  # so long must all be at the minimum: longer than the guest is slow after a shrink
+    near_seconds: float = 12.0  # or so long unchanged within a memory block of it
     no_load_seconds: float = 10.0
     cpu_seconds: float = 20.0
     pause_seconds: float = 2.0
     mib_per_second: int = 100
     hold_seconds: float = 5.0
     load_slack_seconds: float = 30.0
-    shrink_limit_seconds: float = 40.0
+    shrink_limit_seconds: float = 60.0
     tick_seconds: float = 0.2
     console_tick_seconds: float = 1.0  # each costs an emulated guest 0.1 s of CPU; its own samples come in bulk
 

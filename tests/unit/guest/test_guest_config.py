@@ -34,6 +34,8 @@ def test_drop_ins_win(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("port = 0", r"guestd.toml: port = 0: must be within 1..4294967294"),
+        ("grow_hook_seconds = 0", r"guestd.toml: grow_hook_seconds = 0: must be within 1..600"),
+        ("shrink_hook_seconds = 601", r"shrink_hook_seconds = 601: must be within 1..600"),
         ("port = -1", r"port = -1: must be within"),
         ("port = 4294967295", r"port = 4294967295: must be within"),
         ("port = 1.5", r"port = 1.5: expected `int`, got `float`"),
