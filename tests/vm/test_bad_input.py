@@ -21,7 +21,7 @@ from guestd.model.messages import AckStatus, RefusalReason
 from guestd.model.resources import Kind
 from guestd.model.vm import VmStatus
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 VM = "timely"
 ALONE = "alone"

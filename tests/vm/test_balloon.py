@@ -9,7 +9,7 @@ from host import GuestSpec, Host, converges, rests
 from guestd.lab.image import GuestImage
 from guestd.lab.qemu import GIB, MIB
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480)]
 
 VM = "ball"
 

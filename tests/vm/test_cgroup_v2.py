@@ -16,7 +16,7 @@ from guestd.lab.image import GuestImage
 from guestd.lab.machine import Machine
 from guestd.lab.qemu import MachineConfig
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 UNIT = Path(__file__).parents[2] / "systemd" / "guestd-broker.service"
 SANDBOX = re.compile(

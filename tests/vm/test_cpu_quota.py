@@ -21,7 +21,7 @@ from guestd.model.vm import VmState, VmStatus
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(480),
     pytest.mark.skipif(
         not Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").exists(),
         reason="no cgroups of version 1 with the controller cpu",

@@ -17,7 +17,7 @@ from guestd.lab.machine import Machine
 from guestd.lab.qemu import MIB, MachineConfig
 from guestd.model.vm import VmState
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480)]
 
 BOOT = 512 * MIB
 DIMM = 512 * MIB

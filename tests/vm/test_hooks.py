@@ -15,7 +15,7 @@ from guestd.lab.image import GuestImage
 from guestd.lab.qemu import MIB
 from guestd.model.resources import Kind
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 VM = "hooked"
 HOOKS = "/etc/guestd/hooks.d"

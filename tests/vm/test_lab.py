@@ -15,7 +15,7 @@ from guestd.lab.errors import CommandFailed, ConsoleTimeout
 from guestd.lab.machine import Machine
 from guestd.lab.qemu import GIB, MIB, MachineConfig
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480)]
 
 ECHO = """
 import hashlib, os, socket, sys, threading, time

@@ -19,7 +19,7 @@ from guestd.model.resources import Kind
 from guestd.model.view import LimitsOrigin, ResizePhase
 from guestd.model.vm import VmStatus
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 VM = "one"
 SERVICE_PIDS = "systemctl show -P MainPID guestd; pgrep -P $(systemctl show -P MainPID guestd) -u guestd"

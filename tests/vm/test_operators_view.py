@@ -21,7 +21,7 @@ from guestd.lab.qemu import MIB
 from guestd.model.event import EventCode, EventQuery
 from guestd.model.resources import Kind
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 VM = "web-1"
 CHROMIUM = "/usr/bin/chromium"

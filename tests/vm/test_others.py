@@ -19,7 +19,7 @@ from guestd.lab.image import GuestImage
 from guestd.lab.qemu import MIB
 from guestd.model.resources import Kind
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 VM = "shared"
 POLICY = "/sys/devices/system/memory/auto_online_blocks"

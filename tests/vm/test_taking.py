@@ -16,7 +16,7 @@ from guestd.lab.image import GuestImage
 from guestd.lab.qemu import GIB, MIB
 from guestd.model.resources import Kind
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 VM = "taker"
 BIG = 40 * 512 * MIB

@@ -15,7 +15,7 @@ from guestd.lab.image import GuestImage
 from guestd.lab.qemu import MIB
 from guestd.model.resources import Kind
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(480), pytest.mark.asyncio(loop_scope="module")]
 
 BIG, SMALL = "big", "small"
 POOL_CPUS = 4
@@ -79,7 +79,7 @@ async def test_memory_of_a_small_pool_is_split_by_weight(host: Host) -> None:
         all_free = POOL_BYTES - 512 * MIB
         await converges(host, "all that is free for the one", lambda look: look.memory(BIG) == all_free, 60)
         async with host.load(SMALL, fill_small):
-            split = await converges(host, "1920 MiB for the one, 640 MiB for the other", split_by_weight)
+            split = await converges(host, "1920 MiB for the one, 640 MiB for the other", split_by_weight, 60)
             begun = time.monotonic()
             await host.shell(BIG, f"pkill -9 -s {session}")
             freed = await host.until("the other gets more", lambda look: look.memory(SMALL) > shares[1])
@@ -89,7 +89,7 @@ async def test_memory_of_a_small_pool_is_split_by_weight(host: Host) -> None:
                 lambda look: look.memory(BIG) < 512 * MIB + BLOCK_BYTES and look.memory(SMALL) >= 1280 * MIB,
             )
             took = time.monotonic() - begun
-    back = await rests(host, 60)  # 1.4 GiB to give back, with two guests on the cores of one
+    back = await rests(host, 120)  # 1.4 GiB to give back, with two guests on the cores of one
     for name in (BIG, SMALL):
         assert await host.machines[name].oom_kills() == 0
     print(

@@ -1,8 +1,8 @@
 """The load of the demo. Runs in the guest, on Python's standard library alone.
 
-First as many busy processes as there are CPUs to be had, then one process that grows steadily, holds its
-memory and exits. It knows nothing of guestd, of a broker or of a hypervisor. Each event is a line of JSON
-on stdout with the guest's monotonic time.
+Started early, for its start is a load too, it waits until there is a line in a FIFO. Then there are as many busy
+processes as CPUs to be had, then one process that grows steadily, holds its memory and exits. It knows nothing
+of guestd, of a broker or of a hypervisor. Each event is a line of JSON on stdout with the guest's monotonic time.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 STEP_SECONDS = 0.1
 
@@ -82,8 +83,10 @@ def main() -> None:
     parser.add_argument("--memory-mib", type=int, default=1536)
     parser.add_argument("--mib-per-second", type=int, default=100)
     parser.add_argument("--hold-seconds", type=float, default=5.0)
+    parser.add_argument("--go", type=Path, required=True, help="a FIFO: begin when there is a line in it")
     options = parser.parse_args()
 
+    options.go.read_bytes()
     say("cpu-onset", f"{options.processes} busy processes")
     in_children(options.processes, lambda: burn(options.cpu_seconds))
     say("cpu-end")

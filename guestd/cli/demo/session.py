@@ -29,6 +29,7 @@ from guestd.model.view import GuestRemoved, GuestView
 
 GUEST_DIR: Final = "/run/guestd-demo"
 _LINES = f"{GUEST_DIR}/lines.jsonl"
+_GO = f"{GUEST_DIR}/go"
 _SCRIPTS = ("guest_watch", "guest_load", "guest_probe")
 _TICK_ANSWER_SECONDS = 4.0
 _STEP_ANSWER_SECONDS = 30.0
@@ -75,8 +76,8 @@ class Plan:
     load: bool = True
     connect_limit_seconds: float = 45.0
     settle_limit_seconds: float = 60.0
-    steady_seconds: float = 7.0  # so long must all be at the minimum: longer than the guest is slow after a shrink
-    near_seconds: float = 12.0  # or so long unchanged within a memory block of it
+    steady_seconds: float = 2.5  # so long must all be at the minimum
+    near_seconds: float = 8.0  # or so long unchanged within a memory block of it
     no_load_seconds: float = 10.0
     cpu_seconds: float = 20.0
     pause_seconds: float = 2.0
@@ -146,9 +147,11 @@ class Session:
             )
         self.say("guestd in the guest is connected; waiting until all is at its minimum")
         await self._probe()  # a load by itself, in an emulated guest: first this, then wait for quiet
+        if plan.load:
+            await self.vm.spawn(self._load_command())  # it waits, once it has started
         await self._until_steady(plan.settle_limit_seconds)
         if plan.load:
-            await self.vm.spawn(self._load_command())
+            await self.vm.shell(f"echo go > {_GO}", _STEP_ANSWER_SECONDS)
             await self._until(lambda: self._load_event("end"), plan.load_limit_seconds(expected))
             if not self._load_event("end"):
                 raise DemoError("the load in the guest did not end")
@@ -164,7 +167,7 @@ class Session:
 
     async def _install(self) -> None:
         """Brings the programs into the guest and starts the watcher."""
-        commands = [f"mkdir -p {GUEST_DIR}", f": > {_LINES}"]
+        commands = [f"mkdir -p {GUEST_DIR}", f": > {_LINES}", f"mkfifo {_GO}"]
         for name in _SCRIPTS:
             text = (Path(__file__).parent / f"{name}.py").read_bytes()
             commands.append(f"echo {base64.b64encode(text).decode()} | base64 -d > {GUEST_DIR}/{name}.py")
@@ -174,7 +177,7 @@ class Session:
     def _load_command(self) -> str:
         plan, expected = self.plan, self.expected
         return (
-            f"exec python3 -S {GUEST_DIR}/guest_load.py --processes {expected.cpu_max} "
+            f"exec python3 -S {GUEST_DIR}/guest_load.py --go {_GO} --processes {expected.cpu_max} "
             f"--cpu-seconds {plan.cpu_seconds:g} --pause-seconds {plan.pause_seconds:g} "
             f"--memory-mib {expected.load_bytes >> 20} --mib-per-second {plan.mib_per_second} "
             f"--hold-seconds {plan.hold_seconds:g} >> {_LINES}"

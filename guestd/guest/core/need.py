@@ -16,8 +16,7 @@ class EstimateSettings:
 
     runnable_samples: int = 4
     spike_seconds: float = 0.25  # tasks that waited for less than this in the last window buy no CPU
-    settling_seconds: float = 2.0  # after a CPU came, and from the start
-    settling_fewer_seconds: float = 6.0  # after a CPU went: what is asked back at once was not worth the taking
+    settling_seconds: float = 2.0  # after a CPU came or went
     settling_spike_seconds: float = 0.8  # the same as `spike_seconds`, until then
     waiting_share: float = 0.3  # of the time in which some task waits for a CPU
     busy_share: float = 0.9  # of the CPUs online, above which they are all busy

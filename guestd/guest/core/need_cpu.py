@@ -9,8 +9,7 @@ The law:
 2. What is over within `spike_seconds` (a fork storm, a moment of a boot) buys nothing: tasks must have waited for that
    long in the last second. PSI counts from their first moment on, not from the first sample. A CPU that comes or
    goes is work by itself (udev, kernel threads), and so is the start of this daemon: for `settling_seconds` after it a
-   spike may be longer, and for `settling_fewer_seconds` after a CPU went, or a small VM would ask back what it has
-   just given.
+   spike may be longer, or a small VM would ask back what it has just given.
 3. Where nothing waits, what is used, a tenth of it and a tenth of a CPU is enough, and never more than is online.
 4. A VM that the host holds back (`Throttle`; it shows nowhere in the VM, `cpu.some` even falls) asks for what
    its tasks would use of the CPUs that are online, at least a quarter more than its quota, and for no further
@@ -80,8 +79,7 @@ class CpuEstimator:
         if not history:
             self._held.update(online * MILLICORES_PER_VCPU, now)
         if online != self._online:
-            fewer = online < self._online
-            self._settled_at = now + (settings.settling_fewer_seconds if fewer else settings.settling_seconds)
+            self._settled_at = now + settings.settling_seconds
         self._online = online
         history.append((now, sample))
         while len(history) > settings.runnable_samples and history[1][0] < now - settings.window_seconds:

@@ -29,9 +29,19 @@ def test_scripts_need_nothing_but_python(script: Path) -> None:
         assert not names & {"socket", "subprocess", "asyncio", "http", "urllib", "ctypes"}
 
 
-def test_the_load_reports_each_event_in_order() -> None:
+def test_the_load_reports_each_event_in_order(tmp_path: Path) -> None:
+    (tmp_path / "go").write_text("go")
     options = "--processes 2 --cpu-seconds 0.2 --pause-seconds 0.05 --memory-mib 8 --mib-per-second 80"
-    command = [sys.executable, "-S", str(SCRIPTS[0]), *options.split(), "--hold-seconds", "0.05"]
+    command = [
+        sys.executable,
+        "-S",
+        str(SCRIPTS[0]),
+        "--go",
+        str(tmp_path / "go"),
+        *options.split(),
+        "--hold-seconds",
+        "0.05",
+    ]
     output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
     events = [json.loads(line) for line in output.splitlines()]
     at = {event["event"]: event["guest_t"] for event in events}

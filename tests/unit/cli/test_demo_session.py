@@ -46,6 +46,7 @@ class FakeVm:
         self.silent = False
         self.shrinks = True
         self.load_ends = True
+        self.go = asyncio.Event()
 
     async def shell(self, command: str, timeout_seconds: float) -> str:
         self.commands.append(command)
@@ -53,6 +54,8 @@ class FakeVm:
             raise NoAnswer("busy")
         if match := re.match(r"exec tail -c \+(\d+) ", command):
             return self.output[int(match[1]) - 1 :].decode()
+        if command.startswith("echo go > "):
+            self.go.set()
         if "guest_probe.py" in command:
             service = {"source": "service", "state": "active", "active_since_us": 1, "restarts": 0, "main_pid": 9}
             held = {"source": "socket", "pid": 9, "family": "AF_VSOCK", "state": "established"}
@@ -93,6 +96,7 @@ class FakeVm:
         def event(name: str, detail: str = "") -> None:
             self.write(source="load", event=name, detail=detail)
 
+        await self.go.wait()
         event("cpu-onset", "4 busy processes")
         await asyncio.sleep(0.1)
         self.vcpus = 4
@@ -169,7 +173,7 @@ async def test_the_load_is_all_that_is_done_to_the_guest() -> None:
     assert [re.findall(r"guest_\w+", command) for command in run.vm.spawned] == [["guest_watch"], ["guest_load"]]
     assert "--processes 4 --cpu-seconds 20 --pause-seconds 2 --memory-mib 1536" in run.vm.spawned[1]
     kinds = {re.split(r"[ +]", command)[0] for command in run.vm.commands}
-    assert kinds == {"mkdir", "exec", "python3"}
+    assert kinds == {"mkdir", "exec", "python3", "echo"}
 
 
 async def test_without_load_nothing_grows_and_it_fails() -> None:
