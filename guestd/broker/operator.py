@@ -81,11 +81,15 @@ class Operators(ABC):
 
     def guest_view(self, name: str) -> GuestView:
         """See `wire.server.OperatorBackend`."""
+        self._known(name)
+        self.machine.explain(name, self._clock())
+        return self.guest_numbers(name)
+
+    def guest_numbers(self, name: str) -> GuestView:
+        """See `metrics.host.Source`."""
         state = self._known(name)
         origin, detail = self._origin.get(name, (LimitsOrigin.UNKNOWN, ""))
-        now = self._clock()
-        self.machine.explain(name, now)
-        return guest_view(state, now, origin, detail, self._channels.get(name, ""), self._errors[name])
+        return guest_view(state, self._clock(), origin, detail, self._channels.get(name, ""), self._errors[name])
 
     def subscribe(self) -> tuple[set[str], asyncio.Event, Callable[[], None]]:
         """See `wire.server.OperatorBackend`."""

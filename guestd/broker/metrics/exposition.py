@@ -80,7 +80,7 @@ class Exposition:
                 await asyncio.sleep(0)
                 pause_at = clock() + _SLICE_SECONDS
             try:
-                view = self._source.guest_view(name)
+                view = self._source.guest_numbers(name)
             except NotFoundError:  # removed a moment ago
                 continue
             parts = (view, view.resource(Kind.CPU), view.resource(Kind.MEMORY))

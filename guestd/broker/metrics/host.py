@@ -23,8 +23,11 @@ class Source(Protocol):
 
     def host_view(self) -> HostView: ...
     def guest_names(self) -> list[str]: ...
-    def guest_view(self, name: str) -> GuestView:
-        """:raise NotFoundError: When there is none of that name."""
+    def guest_numbers(self, name: str) -> GuestView:
+        """A guest, but for the reasons of its targets, which may be old.
+
+        :raise NotFoundError: When there is none of that name.
+        """
         ...
 
 

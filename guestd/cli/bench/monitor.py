@@ -126,10 +126,8 @@ class _Bench:
         before = self._told()
         into["quiet_cores"] = await self._steady(number)
         into["counted"] = monitor_report.counted_share(before, self._told())
-        say(f"round {number}: guestctl status, and scrapes")
-        _, into["status_seconds"], scrapes = await asyncio.gather(
-            self._steady(number), self._statuses(), self._scrapes()
-        )
+        say(f"round {number}: guestctl status, then scrapes")
+        _, (into["status_seconds"], scrapes) = await asyncio.gather(self._steady(number), self._asked())
         into["scrape_seconds"] = [seconds for seconds, _ in scrapes]
         into["scrape_bytes"] = scrapes[-1][1]
         say(f"round {number}: the live page")
@@ -157,6 +155,10 @@ class _Bench:
         if silent or len(told["threads"]) < 2:
             raise BenchError(f"nothing is recorded: {', '.join(silent) or 'a thread is missing'}")
         return told
+
+    async def _asked(self) -> tuple[list[float], list[tuple[float, int]]]:
+        """Both, one after the other: each for itself."""
+        return await self._statuses(), await self._scrapes()
 
     async def _statuses(self) -> list[float]:
         """Seconds that processes of `guestctl status` take."""

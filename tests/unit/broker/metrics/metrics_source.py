@@ -30,7 +30,7 @@ class FakeSource:
     def guest_names(self) -> list[str]:
         return sorted(self.guests)
 
-    def guest_view(self, name: str) -> GuestView:
+    def guest_numbers(self, name: str) -> GuestView:
         if name not in self.guests:
             raise NotFoundError(name)
         return self.guests[name]
