@@ -26,15 +26,25 @@ _COUNTED: Final[tuple[tuple[type, str], ...]] = (
 )
 _THREADS: Final = ("record", "history")
 _TELL_SECONDS: Final = 1.0
+_TRIES: Final = 20_000
 
 
 class Spent:
-    """CPU seconds by what they were spent for. A call within another one counts once."""
+    """CPU seconds by what they were spent for, less what counting them takes. A call within another one counts once."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.calls: dict[str, int] = {}
         self._inside = False
+        self._own_seconds = self._own()
+
+    def _own(self) -> float:
+        """What counting a call adds to what it counts."""
+        nothing = self.counting("", lambda: None)
+        for _ in range(_TRIES):
+            nothing()
+        del self.calls[""]
+        return self.seconds.pop("") / _TRIES
 
     def counting(self, what: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """The call, counted. For one thread."""
@@ -61,7 +71,8 @@ class Spent:
             for thread in threading.enumerate()
             if thread.name.startswith(_THREADS) and thread.ident is not None
         }
-        loop, calls = dict(self.seconds), dict(self.calls)
+        calls = dict(self.calls)
+        loop = {name: max(0.0, seconds - calls[name] * self._own_seconds) for name, seconds in self.seconds.items()}
         return {"loop": loop, "calls": calls, "threads": threads, "process": time.process_time()}
 
 

@@ -144,7 +144,7 @@ class Rig:
         """Bytes of virtio-mem that are plugged."""
         return (await self.amounts())[1]
 
-    async def at_minimum(self, steady_seconds: float = 1.5, more_seconds: float = 0.0) -> None:
+    async def at_minimum(self, steady_seconds: float = 3.0, more_seconds: float = 0.0) -> None:
         """The VM is back at its minimum and has been for a moment."""
         since: float | None = None
 
