@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from guestd.wire.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
 _COLLECT_AFTER_OBJECTS = 50_000
+_LAST_WORDS_SECONDS = 0.2  # that a call has to end when the broker stops
 
 
 def main() -> None:
@@ -96,36 +98,48 @@ async def run(
     """
     # Thousands of guests make so many objects at once that Python's own threshold of 700 collects all the time.
     gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 100)
-    run_dir = config.run_dir
-    run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-    guests_dir = _private_directory(run_dir / "guests")
+    config.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
     peers = Peers()
-    relay = IngressRelay(guests_dir / "server.sock", peers)
-    engine = Engine(
-        config, Journal(config.state_dir / "journal.db"), make_vm or partial(_make_vm, config), relay, timing
-    )
-    await engine.start()
+    relay = IngressRelay(_private_directory(config.run_dir / "guests") / "server.sock", peers)
+    journal = Journal(config.state_dir / "journal.db")
+    engine = Engine(config, journal, make_vm or partial(_make_vm, config), relay, timing)
+    async with AsyncExitStack() as stack:
+        await engine.start()
+        stack.push_async_callback(engine.stop)
+        await _serve(stack, engine, peers, config)
+        stack.push_async_callback(relay.close)
+        listen(relay, engine, config)
+        await _until_stopped(path, engine, config)
+
+
+async def _serve(stack: AsyncExitStack, engine: Engine, peers: Peers, config: BrokerConfig) -> None:
+    """Listen to guests and operators, and to who looks on as configured, until the stack is closed."""
+    run_dir, outlets = config.run_dir, config.outlets
     servers = [
-        await serve_guests(engine, peers, guests_dir / "server.sock"),
+        await serve_guests(engine, peers, run_dir / "guests" / "server.sock"),
         await serve_monitor(engine, run_dir / "monitor.sock"),
         await serve_admin(engine, run_dir / "admin.sock"),
     ]
-    remote = config.outlets.monitor
-    if remote is not None:
-        files = TlsFiles(remote.certificate, remote.key, remote.client_ca)
-        listener = await serve_remote_monitor(engine, str(remote.listen), files)
-        servers += [listener] if listener else []
-    metrics = None
-    if config.outlets.metrics is not None:
-        from guestd.broker.metrics.serve import serve_metrics  # with an HTTP library: only for those who want it
+    if outlets.monitor is not None:
+        files = TlsFiles(outlets.monitor.certificate, outlets.monitor.key, outlets.monitor.client_ca)
+        remote = await serve_remote_monitor(engine, str(outlets.monitor.listen), files)
+        servers += [remote] if remote else []
+    for server in servers:
+        stack.push_async_callback(server.stop, _LAST_WORDS_SECONDS)
+    if outlets.web is not None:
+        from guestd.broker.web.page import serve_page  # with an HTTP library: only for those who want it
 
-        metrics = await serve_metrics(engine, config.outlets.metrics, config.outlets.web_hosts)
-    page = None
-    if config.outlets.web is not None:
-        from guestd.broker.web.page import serve_page  # likewise
+        page = await serve_page(engine, outlets.web, outlets.web_hosts)
+        stack.push_async_callback(page.cleanup)
+    if outlets.metrics is not None:
+        from guestd.broker.metrics.serve import serve_metrics  # likewise
 
-        page = await serve_page(engine, config.outlets.web, config.outlets.web_hosts)
-    listen(relay, engine, config)
+        metrics = await serve_metrics(engine, outlets.metrics, outlets.web_hosts)
+        stack.push_async_callback(metrics.cleanup)
+
+
+async def _until_stopped(path: Path, engine: Engine, config: BrokerConfig) -> None:
+    """Be ready, reload on SIGHUP, and return with SIGTERM or SIGINT, or raise what ended the engine."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -156,14 +170,6 @@ async def run(
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
-        if metrics is not None:
-            await metrics.cleanup()
-        if page is not None:
-            await page.cleanup()
-        await relay.close()
-        for server in servers:
-            await server.stop(0.2)
-        await engine.stop()
 
 
 async def _keep_alive(notifier: Notifier) -> None:
