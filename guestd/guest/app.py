@@ -100,6 +100,7 @@ async def _run(
     uevents = Uevents(lambda _: daemon.on_hotplug())
     if not uevents.start():
         _log.warning("%s", uevents.reason)
+    _stay_resident(helper_socket is not None)
     if glance.offered:
         glance.begin(daemon.on_pressure)
     watchers: list[Watcher] = []
@@ -116,6 +117,18 @@ async def _run(
         for watcher in watchers:
             watcher.close()
         sensors.close()
+
+
+def _stay_resident(wanted: bool) -> None:
+    """Not by a hand: who tries guestd out has no limit for it, and no need."""
+    if not wanted:
+        return
+    from guestd.guest.resident import stay_resident  # with ctypes, as pyudev
+
+    try:
+        stay_resident()
+    except OSError as error:
+        _log.warning("not locked in memory (%s): slow when this VM has none left", error)
 
 
 def _hands(helper_socket: socket.socket | None, dry_run: bool, root: Path) -> Hands:

@@ -170,7 +170,7 @@ class Daemon:
 
     async def _talk(self) -> None:
         """Keep one stream open; between tries wait longer each time, with jitter, so that a thousand
-        guests don't come back in the same instant.
+        guests don't come back in the same instant. Who was served for longer than it had waited begins anew.
         """
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -183,10 +183,10 @@ class Daemon:
                 if self._stream is not None or pause == _FIRST_PAUSE_SECONDS:
                     _log.warning("no broker: %s; everything stays as it is, trying again", error)
             finally:
-                self._stream = None
+                served, self._stream = self._stream is not None, None
                 self._machine.on_disconnected()
             self._be("waiting for the broker; everything stays as it is")
-            if self._clock() - began > _LONGEST_PAUSE_SECONDS:
+            if served and self._clock() - began > pause:
                 pause = _FIRST_PAUSE_SECONDS
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.6)

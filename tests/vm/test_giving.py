@@ -226,6 +226,8 @@ async def test_a_vm_that_is_full_at_its_maximum(host: Host) -> None:
     machine = host.machines[PAGES]
     full = await host.python(PAGES, FULL, 24, 40, 2300, "/run/vm-test/full")
     kills = await machine.oom_kills()
+    locked = await host.shell(PAGES, "grep -h VmLck $(pgrep -xu guestd guestd | sed 's|.*|/proc/&/status|')")
+    assert int(locked.split()[1]) > 8192, locked
     async with host.load(PAGES, full):
         begun = time.monotonic()
         await machine.console.wait_path("/run/vm-test/full-begun", 120)

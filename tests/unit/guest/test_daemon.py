@@ -18,6 +18,7 @@ from guestd.guest.core.ops import CpuOp, HandResult, Op
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands
 from guestd.guest.procfs import SensorError
+from guestd.model.errors import UnreachableError
 from guestd.model.guest import Capability, Identity, Inventory, Sample
 from guestd.model.messages import (
     Ack,
@@ -184,6 +185,37 @@ async def test_pauses_between_dials_grow_and_are_jittered(rig: Rig, monkeypatch:
     assert pauses[0] <= 0.3
     assert all(2.5 <= pause <= 7.5 for pause in pauses[-5:])
     assert len(set(pauses[-5:])) == 5
+
+
+@pytest.mark.parametrize(("served_seconds", "anew"), [(9.0, True), (0.1, False)])
+async def test_who_was_served_for_longer_than_it_waited_is_back_at_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, served_seconds: float, anew: bool
+) -> None:
+    rig, now, pauses, real = Rig(root), [100.0], [], asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+        await real(0)
+
+    async def converse(dial: object, hello: object, on_open: Callable[..., None], on_message: object) -> None:
+        if len(pauses) == 10:
+            on_open(object(), WELCOME)
+            now[0] += served_seconds
+        elif len(pauses) == 11:
+            await asyncio.Event().wait()
+        raise UnreachableError("gone")
+
+    monkeypatch.setattr(module, "converse", converse)
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(rig.daemon, "_clock", lambda: now[0])
+    talking = asyncio.create_task(rig.daemon._talk())
+    async with asyncio.timeout(10):
+        while len(pauses) < 11:
+            await real(0.001)
+    talking.cancel()
+    assert pauses[9] >= 2.5
+    assert (pauses[10] <= 0.3) == anew
 
 
 async def test_it_says_hello_and_what_it_needs(rig: Rig, broker: Broker) -> None:
