@@ -338,6 +338,17 @@ class Host:
         directory = shlex.quote(str(Path(path).parent))
         await self.shell(name, f"mkdir -p {directory}; cat > {shlex.quote(path)} <<'END-OF-FILE'\n{text}\nEND-OF-FILE")
 
+    async def wait_path(self, name: str, path: str, seconds: float) -> None:
+        """Wait until a path exists in a guest.
+
+        :raise AssertionError: When it does not in time, with what there is to be seen of the guest from inside.
+        """
+        try:
+            await self.machines[name].console.wait_path(path, seconds)
+        except ConsoleError as error:
+            words = f"{self.words(await self.look())}\n{await autopsy(self.machines)}"
+            raise AssertionError(f"{name}: {error}\n{words}") from error
+
     async def python(self, name: str, program: str, *arguments: object) -> str:
         """Bring a program of `loads` into a guest; the command that runs it."""
         script = f"/run/vm-test/{hashlib.sha256(program.encode()).hexdigest()[:8]}.py"

@@ -106,7 +106,7 @@ async def grown(host: Host, name: str, mib: int, least_bytes: int, rate: int = 1
     """Have the VM grow by a load that has ended when this returns."""
     grow = await host.python(name, loads.GROW, mib, rate, 1, "/run/vm-test/grown")
     async with host.load(name, grow):
-        await host.machines[name].console.wait_path("/run/vm-test/grown", 60)
+        await host.wait_path(name, "/run/vm-test/grown", 60)
         await host.until("grown", lambda look: look.held[name].plugged_bytes >= least_bytes)
     await host.shell(name, "rm /run/vm-test/grown")
 
@@ -208,7 +208,7 @@ async def test_a_load_begins_while_memory_is_given_back(host: Host) -> None:
             assert time.monotonic() - begun < 45, f"{host.words(look)}\n{kernel}"
             if look.held[PAGES].plugged_bytes > least + 256 * MIB:
                 turned = time.monotonic() - begun
-        await host.machines[PAGES].console.wait_path("/run/vm-test/again", 60)
+        await host.wait_path(PAGES, "/run/vm-test/again", 60)
     result = json.loads(await host.shell(PAGES, "cat /run/vm-test/again; rm /run/vm-test/again"))
     assert await host.machines[PAGES].oom_kills() == 0
     assert result["mib"] >= 1530
@@ -230,10 +230,10 @@ async def test_a_vm_that_is_full_at_its_maximum(host: Host) -> None:
     assert int(locked.split()[1]) > 8192, locked
     async with host.load(PAGES, full):
         begun = time.monotonic()
-        await machine.console.wait_path("/run/vm-test/full-begun", 120)
+        await host.wait_path(PAGES, "/run/vm-test/full-begun", 120)
         there = time.monotonic() - begun
         peak = await host.look()
-        await machine.console.wait_path("/run/vm-test/full", 120)
+        await host.wait_path(PAGES, "/run/vm-test/full", 120)
         look = await host.look()
         assert look.views[PAGES].connected
         killed_by = 0
