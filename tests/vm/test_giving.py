@@ -230,7 +230,7 @@ async def test_a_vm_that_is_full_at_its_maximum(host: Host) -> None:
     assert int(locked.split()[1]) > 8192, locked
     async with host.load(PAGES, full):
         begun = time.monotonic()
-        await host.wait_path(PAGES, "/run/vm-test/full-begun", 120)
+        await host.wait_path(PAGES, "/run/vm-test/full-begun", 200)
         there = time.monotonic() - begun
         peak = await host.look()
         await host.wait_path(PAGES, "/run/vm-test/full", 120)
