@@ -7,6 +7,7 @@ import shutil
 import time
 import urllib.parse
 import urllib.request
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,6 +92,8 @@ def _fetch(url: str) -> Any:
         with urllib.request.urlopen(url, timeout=10) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.SERVICE_UNAVAILABLE:  # it listens before it is ready, and says so in plain text
+            raise ConnectionRefusedError from error
         return json.load(error)
     except urllib.error.URLError as error:
         raise error.reason if isinstance(error.reason, OSError) else error from None
