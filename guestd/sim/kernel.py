@@ -7,7 +7,7 @@ waits, and tasks that wait show up in the stall counters, as with PSI.
 from dataclasses import dataclass
 
 from guestd.broker.hypervisor.fake import FakeVm
-from guestd.guest.core.ops import BlockOp, BlockTarget, CompactOp, CpuOp, HandResult, HandStatus, HookOp, Op, TrimOp
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, HookOp, Op, TrimOp
 from guestd.model.guest import BlockState, Inventory, MemoryBlock, NodeZones, Sample
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
 
@@ -137,7 +137,7 @@ class GuestKernel:
                 if index >= self.present_blocks:
                     return HandResult(op, HandStatus.GONE)
                 (self.online_blocks.discard if target is BlockTarget.OFFLINE else self.online_blocks.add)(index)
-            case TrimOp() | CompactOp():
+            case TrimOp():
                 return HandResult(op, HandStatus.OK, 0, self.op_seconds, "0")
             case HookOp():
                 return HandResult(op, HandStatus.OK, 0, self.op_seconds, self.hook_says)

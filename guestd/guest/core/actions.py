@@ -30,7 +30,7 @@ class Settings:
     ops_at_once: int = 64  # CPUs or blocks: the helper takes 256 in a request, and a slow block 90 ms
     shrink_hook_seconds: int = 30  # what hooks have before a shrink
     grow_hook_seconds: int = 60  # and after a grow: nobody waits for them
-    trim_seconds: float = 3.0  # for one trim, or a compaction
+    trim_seconds: float = 3.0  # for one trim
     trim_chunk_bytes: int = 256 * MIB
 
 

@@ -26,7 +26,7 @@ from guestd.guest.core.giving import Giving, vcpus
 from guestd.guest.core.hooks import Hooks
 from guestd.guest.core.need_cpu import CpuEstimator
 from guestd.guest.core.need_memory import MemoryEstimator
-from guestd.guest.core.ops import BlockOp, CompactOp, CpuOp, HandResult, HandStatus, HookOp, TrimOp
+from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus, HookOp, TrimOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.others import describe
 from guestd.guest.core.pace import Pace
@@ -191,7 +191,7 @@ class GuestMachine:
         self._state.doing.discard(op)
         if isinstance(op, HookOp):
             self._on_hooks(op, result, now)
-        elif isinstance(op, TrimOp | CompactOp):
+        elif isinstance(op, TrimOp):
             if not result.ok:
                 self.counters["failed-trims"] += 1
             self._sample_soon(now)

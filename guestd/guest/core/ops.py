@@ -61,14 +61,6 @@ class TrimOp:
         return f"reclaim {self.bytes}"
 
 
-@dataclass(frozen=True, slots=True)
-class CompactOp:
-    """Have the kernel move what is in use together."""
-
-    def __str__(self) -> str:
-        return "compact"
-
-
 class HookEvent(StrEnum):
     """When hooks are run."""
 
@@ -95,7 +87,7 @@ class HookOp:
         return f"hook {self.event} {self.kind} {self.before} {self.after} {self.seconds}"
 
 
-Op = CpuOp | BlockOp | TrimOp | CompactOp | HookOp
+Op = CpuOp | BlockOp | TrimOp | HookOp
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@
     operation = "cpu" N "online"|"offline"
               | "block" N "online"|"online_movable"|"online_kernel"|"offline"
               | "reclaim" BYTES                           the kernel gives up so much cold memory
-              | "compact"                                 the kernel moves free memory together
               | "hook" EVENT KIND BEFORE AFTER SECONDS    run the administrator's hooks (`hooks.py`)
               | "dial" PORT                               a stream to the host (CID 2), from a port below 1024
               | "psi" "cpu"|"memory"|"io"                 a PSI trigger (`psi.TRIGGERS`)
@@ -94,8 +93,6 @@ def parse_operation(line: str) -> Operation | None:
             return "block", n, target
         case ["reclaim", size] if number(size, _MAX_BYTES):
             return "reclaim", size
-        case ["compact"]:
-            return ("compact",)
         case ["hook", event, kind, before, after, seconds] if event in HOOK_EVENTS and kind in _MAX_AMOUNTS:
             amounts = [number(one, _MAX_AMOUNTS[kind]) for one in (before, after)]
             if None not in amounts and number(seconds, MAX_HOOK_SECONDS):
@@ -109,4 +106,4 @@ def parse_operation(line: str) -> Operation | None:
 
 def subject(operation: Operation) -> Operation:
     """What an operation works on: what is refused while an earlier worker is stuck with it in the kernel."""
-    return operation[:1] if operation[0] in ("reclaim", "compact") else operation[:2]
+    return operation[:1] if operation[0] == "reclaim" else operation[:2]

@@ -1,6 +1,6 @@
 """What a worker does: one request after the other, one operation after the other, each reported as soon as it is over.
 
-A reclaim or a compaction of the kernel's can take seconds; like a write to a block's state it ends at
+A reclaim of the kernel's can take seconds; like a write to a block's state it ends at
 the latest when the worker is killed.
 """
 
@@ -107,8 +107,6 @@ def perform(operation: Operation, tools: Tools, deadline: float) -> Result:
             return set_block(tools.root, n, target)
         case ("reclaim", size):
             return reclaim(tools.root, size)
-        case ("compact",):
-            return compact(tools.root)
         case ("hook", event, kind, before, after, seconds):
             occasion = hooks.Occasion(event, kind, int(before), int(after))
             ends_at = min(time.monotonic() + int(seconds), deadline - hooks.ENDING_SECONDS)
@@ -148,15 +146,6 @@ def reclaim(root: str, size: str) -> Result:
             return _failure(error)
     after = _free_bytes(root)
     return "ok", 0, "" if before is None or after is None else str(max(after - before, 0))
-
-
-def compact(root: str) -> Result:
-    """Have the kernel move what can be moved, so that free memory lies together."""
-    try:
-        _write(f"{root}/proc/sys/vm/compact_memory", "1")
-    except OSError as error:
-        return _failure(error)
-    return "ok", 0, ""
 
 
 def _failure(error: OSError) -> Result:

@@ -14,7 +14,7 @@ import pytest
 
 from guestd.guest import hands as module
 from guestd.guest import helper
-from guestd.guest.core.ops import BlockOp, BlockTarget, CompactOp, CpuOp, HandStatus, HookEvent, HookOp, Op, TrimOp
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandStatus, HookEvent, HookOp, Op, TrimOp
 from guestd.guest.hands import DryHands, HelperGone, RootHands
 from guestd.model.resources import Kind
 
@@ -170,26 +170,26 @@ async def test_requests_as_they_are_sent(script: tuple[RootHands, socket.socket]
 async def test_what_memory_and_hooks_came_to(script: tuple[RootHands, socket.socket]) -> None:
     client, theirs = script
     hook = HookOp(HookEvent.BEFORE_SHRINK, Kind.MEMORY, 3 << 30, 1 << 30, 20)
-    task = asyncio.create_task(client.batch([TrimOp(4096), CompactOp(), hook, hook], 25))
+    task = asyncio.create_task(client.batch([TrimOp(4096), TrimOp(8192), hook, hook], 25))
     assert await receive(theirs) == (
-        "1 25000\nreclaim 4096\ncompact"
+        "1 25000\nreclaim 4096\nreclaim 8192"
         "\nhook before-shrink memory 3221225472 1073741824 20\nhook before-shrink memory 3221225472 1073741824 20"
     )
     theirs.send(b"1 result 0 ok 0 1 2048")
     theirs.send(b"1 result 1 gone 2 1 ")
     theirs.send(b"1 result 2 ok 0 2500 wait:30:10-postgres.sh")
     theirs.send(b"1 result 3 failed 1 2500 failed:20_jvm")
-    trimmed, compacted, wait, failed = await task
+    trimmed, refused, wait, failed = await task
     assert (trimmed.ok, trimmed.state) == (True, "2048")
-    assert (compacted.status, compacted.errno) == (HandStatus.GONE, errno.ENOENT)
+    assert (refused.status, refused.errno) == (HandStatus.GONE, errno.ENOENT)
     assert (wait.ok, wait.state) == (True, "wait:30:10-postgres.sh")
     assert (failed.ok, failed.status, failed.state) == (False, HandStatus.FAILED, "failed:20_jvm")
 
 
 async def test_the_real_helper_understands_every_operation(hands: RootHands) -> None:
-    ops: list[Op] = [TrimOp(1 << 20), CompactOp(), HookOp(HookEvent.AFTER_GROW, Kind.CPU, 1000, 2000, 5)]
-    trimmed, compacted, hooked = await hands.batch(ops)
-    assert trimmed.status is compacted.status is HandStatus.GONE  # the fake tree has no such files
+    ops: list[Op] = [TrimOp(1 << 20), HookOp(HookEvent.AFTER_GROW, Kind.CPU, 1000, 2000, 5)]
+    trimmed, hooked = await hands.batch(ops)
+    assert trimmed.status is HandStatus.GONE  # the fake tree has no such file
     assert (hooked.status, hooked.state) == (HandStatus.OK, "none")
 
 

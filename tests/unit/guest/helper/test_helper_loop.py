@@ -150,7 +150,7 @@ def test_a_reclaim_that_never_returns_is_killed_and_one_that_is_stuck_keeps_othe
     rig = start(kill=lambda pid, number: None)
     rig.ask("1 200\nreclaim 4096")
     assert rig.answers() == [["1", "end", "stuck"]]
-    rig.ask("2 5000\nreclaim 8192\ncompact")
+    rig.ask("2 5000\nreclaim 8192\ncpu 4095 online")
     assert rig.answers()[:2] == [
         ["2", "result", "0", "stuck", str(errno.EBUSY), ""],
         ["2", "result", "1", "gone", str(errno.ENOENT), ""],

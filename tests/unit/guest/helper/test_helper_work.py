@@ -56,8 +56,7 @@ def test_a_block_that_vanishes_while_it_is_written_is_gone(root: Path, monkeypat
 
 
 def memory_files(root: Path) -> Path:
-    (root / "proc/sys/vm").mkdir(parents=True)
-    (root / "proc/sys/vm/compact_memory").touch()
+    (root / "proc").mkdir()
     (root / "proc/meminfo").write_text("MemTotal:  1000000 kB\nMemFree:    200000 kB\nMemAvailable: 300000 kB\n")
     (root / "sys/fs/cgroup").mkdir(parents=True)
     (root / "sys/fs/cgroup/memory.reclaim").touch()
@@ -89,12 +88,11 @@ def test_reclaim_that_frees_nothing_or_cannot_tell(root: Path) -> None:
     assert module.reclaim(str(root), "4096") == ("ok", 0, "")
 
 
-def test_reclaim_and_compact_where_the_kernel_has_no_file(root: Path) -> None:
+def test_reclaim_where_the_kernel_has_no_file(root: Path) -> None:
     assert module.reclaim(str(root), "4096") == ("gone", errno.ENOENT, "")
-    assert module.compact(str(root)) == ("gone", errno.ENOENT, "")
 
 
-def test_reclaim_and_compact_that_the_kernel_refuses(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reclaim_that_the_kernel_refuses(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory_files(root)
 
     def refuse(path: str, text: str) -> None:
@@ -102,13 +100,6 @@ def test_reclaim_and_compact_that_the_kernel_refuses(root: Path, monkeypatch: py
 
     monkeypatch.setattr(module, "_write", refuse)
     assert module.reclaim(str(root), "4096") == ("failed", errno.EROFS, "")
-    assert module.compact(str(root)) == ("failed", errno.EROFS, "")
-
-
-def test_compact(root: Path) -> None:
-    memory_files(root)
-    assert module.compact(str(root)) == ("ok", 0, "")
-    assert (root / "proc/sys/vm/compact_memory").read_text() == "1"
 
 
 class FakeVsock:
