@@ -201,7 +201,7 @@ test: setup  ## everything
 demo: setup-vm  ## a real VM that grows and shrinks with its load
 	$(PYTHON) -m guestd.cli.main demo
 
-bench-guest: setup-vm  ## real VMs: reaction, ramp, tax, reclaim and footprint, into build/bench (about 45 minutes)
+bench-guest: setup-vm  ## real VMs: reaction, ramp, tax, reclaim and footprint, into build/bench (an hour and a half)
 	$(PYTHON) -m guestd.cli.main bench-guest
 
 bench-broker: setup  ## the broker with thousands of guests, into build/bench
