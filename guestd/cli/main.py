@@ -27,6 +27,7 @@ EXIT_DENIED = 3
 EXIT_NOT_FOUND = 4
 EXIT_UNREACHABLE = 5
 _INTERRUPTED = 130
+_COLLECT_AFTER_OBJECTS = 100_000  # most commands are over before the garbage of their imports is worth a search
 
 _CODES: tuple[tuple[type[GuestdError], int], ...] = (
     (ConfigError, EXIT_USAGE),
@@ -41,9 +42,7 @@ _CODES: tuple[tuple[type[GuestdError], int], ...] = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    gc.set_threshold(
-        100_000
-    )  # a command is over before the garbage of its imports is worth a search: a tenth of its time
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS)
     try:
         from guestd.cli.app import app, run_lab
     except ModuleNotFoundError as error:
