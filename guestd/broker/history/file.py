@@ -5,9 +5,11 @@
 2. Before rows are written the oldest make room for them (`prune.py`).
 3. After a failure the file is closed, and opened anew with the next call; not for a full disk, under which it can still
    be read. Either way a new run begins: values that were written before hold until then at most (`steps.py`).
-4. Numbers of events are reserved before they are used, so that none is given twice after a crash.
+4. No commit begins that could take what the disk leaves to the journal: each row may take a page of the log.
+5. Numbers of events are reserved before they are used, so that none is given twice after a crash.
 """
 
+import errno
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -63,7 +65,7 @@ class HistoryFile:
         try:
             return what(self._sound(now))
         except (sqlite3.Error, OSError) as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL:
+            if not _is_full(error):
                 self._close()
             if is_damage(error):
                 move_aside(self._path, str(error))
@@ -160,6 +162,7 @@ class HistoryFile:
         self, database: sqlite3.Connection, table: str, statement: str, rows: Sequence[tuple[object, ...]]
     ) -> None:
         prune.make_room(database, self._most_pages, self._at_once)
+        leave_room(self._path.parent, len(rows) * PAGE_BYTES)
         with transaction(database):
             database.executemany(statement, rows)
             prune.count(database, table, len(rows))
@@ -182,6 +185,11 @@ class HistoryFile:
             forget = "DELETE FROM guests WHERE seen_at < ? RETURNING name"
             for (name,) in database.execute(forget, (now - _FORGET_SECONDS,)).fetchall():
                 del self._ids[name]
+
+
+def _is_full(error: sqlite3.Error | OSError) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 
 
 def _slices(items: Iterable[T], length: int) -> Iterator[list[T]]:

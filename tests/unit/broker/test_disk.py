@@ -12,25 +12,27 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize(
-    ("size", "free", "left"),
+    ("size", "free", "taking", "left"),
     [
-        (1000 * MIB, 17 * MIB, True),
-        (1000 * MIB, 15 * MIB, False),
-        (1 * MIB, 600 << 10, True),
-        (1 * MIB, 500 << 10, False),
-        (1000 * MIB, 0, False),
+        (1000 * MIB, 17 * MIB, 0, True),
+        (1000 * MIB, 15 * MIB, 0, False),
+        (1000 * MIB, 17 * MIB, 1 * MIB, True),
+        (1000 * MIB, 17 * MIB, 2 * MIB, False),
+        (1 * MIB, 600 << 10, 0, True),
+        (1 * MIB, 500 << 10, 0, False),
+        (1000 * MIB, 0, 0, False),
     ],
 )
 def test_what_may_be_missed_leaves_the_journal_its_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, left: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, free: int, taking: int, left: bool
 ) -> None:
     answer = os.statvfs_result((4096, 4096, size >> 12, free >> 12, free >> 12, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: answer)
     if left:
-        leave_room(tmp_path)
+        leave_room(tmp_path, taking)
         return
     with pytest.raises(OSError, match="left to the journal") as caught:
-        leave_room(tmp_path)
+        leave_room(tmp_path, taking)
     assert caught.value.errno == errno.ENOSPC
 
 

@@ -1,5 +1,6 @@
 """The file: bounded, the same after a restart, and begun anew when it cannot be used."""
 
+import os
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from guestd.broker.history import events_table, prune, samples_table
 from guestd.broker.history.file import ID_BLOCK, Batch, HistoryFile
+from guestd.broker.history.schema import PAGE_BYTES
 from guestd.broker.history.steps import TIERS
 from guestd.model.event import DecisionInputs, Event, EventCode, EventQuery
 from guestd.model.messages import Reason
@@ -102,6 +104,23 @@ def test_the_files_stay_within_the_bound(tmp_path: Path, mib: int, guests: int, 
         assert counted == file.call(NOW, lambda database, name=table: prune.get(database, name))  # type: ignore[misc]
         assert counted * (400 if table == "events" else 80) > (mib << 20) * 0.15, "one crowds out the other"
     file.close(number)
+
+
+def test_a_commit_that_could_take_what_is_the_journals_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk of 1 MiB of which 600 KiB are free: one event fits, 150 may take a page of the log each."""
+    answer = os.statvfs_result((4096, 4096, 256, 150, 150, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: answer)
+    file = HistoryFile(tmp_path / "history.db", 64 << 20)
+    file.write(Batch(2, NOW, [event(1)]))
+    before = size(tmp_path / "history.db")
+    with pytest.raises(OSError, match="left to the journal"):
+        file.write(Batch(152, NOW, [event(number) for number in range(2, 152)]))
+    assert size(tmp_path / "history.db") - before <= 10 * PAGE_BYTES
+    assert file.openings == 1  # as on any full disk it can still be read
+    assert events(file, EventQuery()) == [1]
+    file.close(152)
 
 
 def test_a_bound_that_was_lowered_makes_the_file_smaller(tmp_path: Path) -> None:
