@@ -53,7 +53,7 @@ def test_a_port_for_qemu_guest_agent_only_where_it_is_asked_for() -> None:
 
 def test_the_accelerator_decides_the_cpu() -> None:
     assert after(command_line(MachineConfig(), PATHS, "kvm"), "-cpu") == ["host"]
-    assert after(command_line(MachineConfig(), PATHS, "tcg"), "-cpu") == ["max,-svm"]
+    assert after(command_line(MachineConfig(), PATHS, "tcg"), "-cpu") == ["max,-svm,-erms"]
     assert "tsc=reliable" not in kernel_command_line(MachineConfig(), kvm=True)
 
 
