@@ -1,33 +1,63 @@
 """The commands of `guestctl`.
 
-Nothing heavy is imported until a command needs it: grpc with the first call to a broker, rich and plotext for what
-is shown, the lab with `lab`, `demo` and the benches.
+Nothing is imported until it is needed: a command's module when it is meant or all are to be shown, grpc with the first
+call to a broker, rich and plotext for what is shown, the lab with `lab`, `demo` and the benches.
 """
 
 import sys
-from typing import Annotated, NoReturn
+from importlib import import_module
+from typing import Annotated, Final, NoReturn
 
 import typer
 
 import guestd
-from guestd.cli.broker import Target, with_target
-from guestd.cli.configuration import app as config
-from guestd.cli.limits import set_limits
-from guestd.cli.look import get, status
-from guestd.cli.measure import bench_broker, bench_guest, bench_monitor, demo, estimators, exit_lab_missing
-from guestd.cli.past import events, explain, history
-from guestd.cli.replay import replay
-from guestd.cli.scoreboard import scoreboard
-from guestd.cli.simulate import simulate
-from guestd.cli.steer import pause, reclaim, resume
 
-app = typer.Typer(
-    help="Looks at and steers the virtual machines that guestd-broker serves.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+_COMMANDS: Final = {
+    "status": "look",
+    "top": "look",
+    "get": "look",
+    "explain": "past",
+    "events": "past",
+    "history": "past",
+    "set-limits": "limits",
+    "pause": "steer",
+    "resume": "steer",
+    "reclaim": "steer",
+    "config": "configuration",
+    "demo": "measure",
+    "bench-guest": "measure",
+    "bench-broker": "measure",
+    "bench-monitor": "measure",
+    "replay": "replay",
+    "simulate": "simulate",
+    "scoreboard": "scoreboard",
+    "estimators": "measure",
+}
+"""In which module of this package each one is, in the order in which they are shown."""
+
+
+def application(meant: str = "") -> typer.Typer:
+    """That command alone, when there is one of that name; else all of them."""
+    app = typer.Typer(
+        help="Looks at and steers the virtual machines that guestd-broker serves.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_top)
+    for name in [meant] if meant in _COMMANDS else _COMMANDS:
+        command = getattr(import_module(f"guestd.cli.{_COMMANDS[name]}"), name.replace("-", "_"))
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    app.command(
+        "lab",
+        add_help_option=False,
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )(_lab)
+    return app
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,7 +66,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _top(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -45,40 +74,6 @@ def _top(
     pass
 
 
-@with_target
-def top(target: Target) -> None:
-    """Shows the host and its guests, live, on the whole terminal."""
-    from guestd.cli.top.run import run_top
-
-    raise typer.Exit(run_top(target))
-
-
-app.command()(status)
-app.command()(top)
-app.command()(get)
-app.command()(explain)
-app.command()(events)
-app.command()(history)
-app.command("set-limits")(set_limits)
-app.command()(pause)
-app.command()(resume)
-app.command()(reclaim)
-app.add_typer(config, name="config")
-app.command()(demo)
-app.command("bench-guest")(bench_guest)
-app.command("bench-broker")(bench_broker)
-app.command("bench-monitor")(bench_monitor)
-app.command()(replay)
-app.command()(simulate)
-app.command()(scoreboard)
-app.command()(estimators)
-
-
-@app.command(
-    "lab",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
 def _lab(context: typer.Context) -> None:
     """Builds, boots and looks into VMs for tests."""
     run_lab(context.args)
@@ -86,6 +81,8 @@ def _lab(context: typer.Context) -> None:
 
 def run_lab(arguments: list[str]) -> NoReturn:
     """`guestctl lab …`: an application of its own, imported only when it is meant."""
+    from guestd.cli.measure import exit_lab_missing
+
     try:
         from guestd.cli.lab import app as lab
     except ModuleNotFoundError as error:

@@ -12,10 +12,10 @@ from guestd.cli.text import printable
 
 _DEFAULT_PATH: Final = Path("/etc/guestd/broker.toml")
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="The broker's file; FILE.d/*.toml lie on top of it.")]
-app = typer.Typer(help="Checks and shows the broker's configuration.", no_args_is_help=True, rich_markup_mode=None)
+config = typer.Typer(help="Checks and shows the broker's configuration.", no_args_is_help=True, rich_markup_mode=None)
 
 
-@app.command()
+@config.command()
 def check(file: _File = _DEFAULT_PATH, output: OutputOption = Output.TABLE) -> None:
     """Checks the configuration as the broker would, and changes nothing.
 
@@ -32,7 +32,7 @@ def check(file: _File = _DEFAULT_PATH, output: OutputOption = Output.TABLE) -> N
     out.show(paragraph((), f"{', '.join(printable(str(one)) for one in files)}: fine, {what}", out.width))
 
 
-@app.command()
+@config.command()
 def show(
     file: _File = _DEFAULT_PATH,
     origin: Annotated[bool, typer.Option("--origin", help="Also which file a value comes from.")] = False,

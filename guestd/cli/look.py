@@ -1,4 +1,4 @@
-"""`guestctl status` and `guestctl get`: what there is now."""
+"""`guestctl status`, `guestctl top` and `guestctl get`: what there is now."""
 
 import asyncio
 import contextlib
@@ -51,6 +51,14 @@ def get(guest: GuestName, target: Target, output: OutputOption = Output.TABLE) -
 
         out = screen()
         out.show(render(view, out.width))
+
+
+@with_target
+def top(target: Target) -> None:
+    """Shows the host and its guests, live, on the whole terminal."""
+    from guestd.cli.top.run import run_top
+
+    raise typer.Exit(run_top(target))
 
 
 def _print_status(host: HostView, guests: tuple[GuestView, ...], output: Output) -> None:

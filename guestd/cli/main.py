@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     gc.set_threshold(_COLLECT_AFTER_OBJECTS)
     try:
-        from guestd.cli.app import app, run_lab
+        from guestd.cli.app import application, run_lab
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[:1] == ["lab"]:  # not through the application above it, which would eat a "--"
             run_lab(arguments[1:])
-        app(args=arguments, prog_name="guestctl")
+        application(*arguments[:1])(args=arguments, prog_name="guestctl")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:

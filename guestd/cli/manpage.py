@@ -12,7 +12,7 @@ from typing import Any, Final
 import typer.main
 
 import guestd
-from guestd.cli.app import app
+from guestd.cli.app import application
 
 _EXIT_CODES: Final = (
     ("0", "Done."),
@@ -35,7 +35,7 @@ _FILES: Final = (
 
 def pages() -> dict[str, str]:
     """The text of each page by the name of its file."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(application())
     commands = {f"guestctl-{'-'.join(path)}": (path, command) for path, command in _leaves(root, ())}
     found = {"guestctl.1": _top_page(root, commands)}
     for name, (path, command) in commands.items():

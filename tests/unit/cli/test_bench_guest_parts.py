@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
-from guestd.cli.app import app
+from guestd.cli.app import application
 from guestd.cli.bench.guest import footprint, quiet, ramp, reaction, reclaim, tax
 from guestd.cli.bench.guest.footprint import Span, Usage
 from guestd.cli.bench.guest.reclaim import GIB, Asked
@@ -202,6 +202,6 @@ def test_every_part_has_its_lines() -> None:
 
 
 def test_a_part_that_there_is_not_is_refused() -> None:
-    result = CliRunner().invoke(app, ["bench-guest", "--only", "ramp,speed"])
+    result = CliRunner().invoke(application(), ["bench-guest", "--only", "ramp,speed"])
     assert result.exit_code == 2
     assert "'speed' is not one of reaction" in result.output
