@@ -1,10 +1,10 @@
 """Ramp: the fastest rate at which a program can take memory from 512 MiB to 2 GiB without an OOM kill or swap.
 
 Rates are those of a ladder, each a half more than the one before. A rate counts when it went well twice in a row; the
-search begins at a guess and climbs until it fails, or descends until it does not. guestd and the pollers take turns,
-each try in a VM of its own at its minimum. A try that is over counts only when it held the rate (within a quarter): a
-program that the kernel makes wait for memory was not served at that rate. What the VM can do with all memory there
-from the start is the end of the ladder for all.
+search begins at a guess, climbs until it fails, or descends in growing strides until it does not, and then halves what
+lies between. guestd and the pollers take turns, each try in a VM of its own at its minimum. A try that is over counts
+only when it held the rate (within a quarter): a program that the kernel makes wait for memory was not served at that
+rate. What the VM can do with all memory there from the start is the end of the ladder for all.
 """
 
 from collections.abc import Callable
@@ -70,6 +70,7 @@ class Search:
     held: int = -1  # the highest that went well
     failed: int = _RUNGS  # the lowest that did not
     _well: int = 0
+    _stride: int = 1
 
     @property
     def over(self) -> bool:
@@ -85,9 +86,15 @@ class Search:
             if self._well < self.tries and not long:
                 return
             self.held, self._well = self.rung, 0
-        if not self.over:
-            # By one upwards; downwards too: a ramp that fails is short, one that is slow is long.
-            self.rung = self.held + 1 if self.held >= 0 else self.failed - 1
+        if self.over:
+            return
+        if self.held < 0:
+            self.rung = max(0, self.failed - self._stride)
+            self._stride *= 2
+        elif self.failed < _RUNGS:
+            self.rung = (self.held + self.failed) // 2
+        else:
+            self.rung = self.held + 1
 
 
 @dataclass(slots=True)
