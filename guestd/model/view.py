@@ -102,7 +102,10 @@ class GuestView:
 
     def resource(self, kind: Kind) -> ResourceView:
         """The resource of that kind; all amounts 0 when the broker did not tell."""
-        return next((one for one in self.resources if one.kind is kind), ResourceView(kind))
+        for one in self.resources:
+            if one.kind is kind:
+                return one
+        return ResourceView(kind)
 
 
 @dataclass(frozen=True, slots=True)
