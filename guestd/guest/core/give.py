@@ -5,8 +5,8 @@ The law:
 1. CPUs are taken offline only for a reclaim, from the highest number downwards (the hypervisor unplugs
    in that order), never CPU 0, never one that is pinned, and never the last.
 2. virtio-mem and the balloon take pages, not blocks: their drivers do the offlining. What is in use where
-   memory goes has to move to what stays, and that is quick only where pages are free: so when there are not enough,
-   the kernel is first made to give up what it uses least (`trim_bytes`), in chunks, within the order's time.
+   memory goes has to move to what stays, and that takes free pages: so when there are not enough, the kernel is first
+   made to give up what it uses least (`trim_bytes`), in chunks, within the order's time.
 3. Blocks of a DIMM go as wholes and the guest takes them offline itself, one after the other: those in ZONE_MOVABLE
    first, those that have failed least often, from the highest number downwards. The lowest ones, as many as are to
    stay, go only where they are movable: boot memory, which no host takes back, is among them, and it is not.

@@ -4,7 +4,8 @@ The law:
 
 1. Hooks are asked first; while they have not agreed nothing is touched (`hooks`).
 2. Memory is made free where what must move has no place to go (`give.trim_bytes`), in chunks, a second before the
-   order's deadline at the latest.
+   order's deadline at the latest: all that is to go, for a balloon and for blocks, which have to find it free; a little
+   for virtio-mem, which has the kernel free what it needs piece by piece (all of it first was measured to be slower).
 3. What takes pages (virtio-mem, balloon) then does it by itself, on the host's word: the answer says how low it may go.
    Blocks of DIMMs are taken offline here, one by one, each with a deadline of its own.
 4. Pressure ends it all: nothing more is given.
@@ -64,7 +65,8 @@ class Giving:
             return None
         given = current.before - max(order.amount, need.floor_bytes)
         chunk = state.settings.trim_chunk_bytes
-        wanted = give.trim_bytes(state.sample, given, chunk // _SPARE_CHUNKS) if given > 0 else 0
+        gone_first = 0 if Capability.VIRTIO_MEM in state.capabilities else given
+        wanted = give.trim_bytes(state.sample, gone_first, chunk // _SPARE_CHUNKS) if given > 0 else 0
         current.trimmed = wanted <= chunk  # then it is the last one
         return TrimOp(min(wanted, chunk)) if wanted >= MIB and self._may_switch_memory else None
 

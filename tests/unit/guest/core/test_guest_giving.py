@@ -221,8 +221,8 @@ def test_hooks_hear_that_a_burst_ends() -> None:
     assert (HookEvent.BURST_ENDING, 2000, 1000, 9) in events
 
 
-def test_room_is_made_in_chunks_before_memory_is_given() -> None:
-    one = One(blocks=8)
+def test_room_is_made_in_chunks_before_a_balloon_takes_it() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
     one.welcome()
     one.order(grant(Kind.MEMORY, 8 * BLOCK))
     one.free_bytes = 100 * MIB
@@ -239,11 +239,25 @@ def test_room_is_made_in_chunks_before_memory_is_given() -> None:
     assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
 
 
+def test_virtio_mem_needs_but_a_little_room() -> None:
+    """It has the kernel free what it takes piece by piece."""
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.free_bytes = 10 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
+    assert trim.bytes == 64 * MIB - one.free_bytes
+    one.free_bytes += trim.bytes
+    [ack] = said(Ack, one.result(trim))
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
+
+
 def test_a_trim_that_fails_or_hangs_does_not_hold_the_answer_up() -> None:
     one = One(blocks=8)
     one.welcome()
     one.order(grant(Kind.MEMORY, 8 * BLOCK))
-    one.free_bytes = 100 * MIB
+    one.free_bytes = 10 * MIB
     one.step(0.3)
     [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=5)))
     assert said(Ack, one.step(3.9)) == []
