@@ -1,10 +1,10 @@
 """Ramp: the fastest rate at which a program can take memory from 512 MiB to 2 GiB without an OOM kill or swap.
 
 Rates are those of a ladder, each a half more than the one before. A rate counts when it went well twice in a row; the
-search begins at a guess, climbs until it fails, or descends in growing strides until it does not, and then halves what
-lies between. guestd and the pollers take turns, each try in a VM of its own at its minimum. A try that is over counts
-only when it held the rate (within a quarter): a program that the kernel makes wait for memory was not served at that
-rate. What the VM can do with all memory there from the start is the end of the ladder for all.
+search begins at a guess, climbs until it fails, or descends until it does not, by two after the first, and then halves
+what lies between. guestd and the pollers take turns, each try in a VM of its own at its minimum. A try that is over
+counts only when it held the rate (within a quarter): a program that the kernel makes wait for memory was not served at
+that rate. What the VM can do with all memory there from the start is the end of the ladder for all.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _RUNGS = 14
 LADDER = tuple(round(_FIRST_MIB * _STEP**rung) for rung in range(_RUNGS))
 """MiB/s."""
 
-_GUESSES = {GUESTD: 9, "neon-utilisation": 8, "cpuplugd": 7, "proxmox": 2, ALL_THERE: 12}
+_GUESSES = {GUESTD: 10, "neon-utilisation": 4, "cpuplugd": 4, "proxmox": 1, ALL_THERE: 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Search:
             return
         if self.held < 0:
             self.rung = max(0, self.failed - self._stride)
-            self._stride *= 2
+            self._stride = 2  # a longer one ends where a ramp takes minutes
         elif self.failed < _RUNGS:
             self.rung = (self.held + self.failed) // 2
         else:
