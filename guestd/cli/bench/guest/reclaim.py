@@ -1,8 +1,7 @@
 """Reclaim under load: how much of what is asked back comes, how fast, and what the application feels of it.
 
-A VM with all its memory plugged runs an application on a fragmented heap, beside a warm page cache and, in two
-workloads, many small files, which are memory of the kernel's own: made before anything else, or when all memory holds
-something already, so that the kernel takes a page here and there. Then memory is asked back: with guestd by the
+A VM with all its memory plugged runs an application on a fragmented heap, beside a warm page cache and, in one
+workload, many small files, which are memory of the kernel's own. Then memory is asked back: with guestd by the
 broker, from a guest that brought its memory online as guestd does; *blindly* by lowering `requested-size`, in a guest
 without guestd whose kernel brought it online by itself, with its default policy (`online`) and with `online_movable`;
 and, to see whether that pays, blindly with memory compacted first. All take turns, each ask in a VM of its own: what
@@ -48,7 +47,6 @@ class Workload:
     kept_mib: int = 0  # of it, in single pages
     cache_mib: int = 0
     files: int = 0
-    files_last: bool = False
     left_bytes: int = 256 * MIB  # of virtio-mem, that is not asked back
 
 
@@ -56,7 +54,6 @@ WORKLOADS = (
     Workload("fragmented heap", heap_mib=1600, kept_mib=250),
     Workload("heap and warm cache", heap_mib=900, kept_mib=200, cache_mib=1000),
     Workload("heap, cache and files", heap_mib=600, kept_mib=150, cache_mib=600, files=80_000),
-    Workload("files amid a full cache", heap_mib=200, kept_mib=50, cache_mib=2200, files=80_000, files_last=True),
 )
 
 
@@ -160,8 +157,12 @@ async def _blindly(rig: Rig, plan: Plan, workload: Workload, policy: str) -> Ask
 
 async def _begin(rig: Rig, workload: Workload) -> None:
     """Starts all of it; the heap is there when the application writes its first line."""
-    if not workload.files_last:
-        await _make_files(rig, workload.files)
+    if workload.files:
+        await rig.shell(
+            f"mkdir -p {_FILES} && mount -t tmpfs -o nr_inodes=0,size=16m bench {_FILES} && "
+            f"{WORK} files {_FILES} {workload.files}",
+            240.0,
+        )
     words = f"{WORK} heap {workload.heap_mib} {workload.kept_mib} {_LOG}"
     await rig.shell(f"rm -f {_LOG}")
     await rig.machine.console.spawn(f"echo 500 > /proc/self/oom_score_adj; exec {words}")
@@ -169,17 +170,6 @@ async def _begin(rig: Rig, workload: Workload) -> None:
     if workload.cache_mib:
         # A hole in a file is cached like any other page of it, and read without the disk's speed.
         await rig.shell(f"truncate -s {workload.cache_mib}M {_CACHE}; cat {_CACHE} {_CACHE} > /dev/null", 240.0)
-    if workload.files_last:
-        await _make_files(rig, workload.files)
-
-
-async def _make_files(rig: Rig, count: int) -> None:
-    if count:
-        await rig.shell(
-            f"mkdir -p {_FILES} && mount -t tmpfs -o nr_inodes=0,size=16m bench {_FILES} && "
-            f"{WORK} files {_FILES} {count}",
-            240.0,
-        )
 
 
 async def _works(rig: Rig) -> bool:
