@@ -15,10 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Helpers of one test directory that others use too.
 sys.path.append(str(Path(__file__).parent / "unit" / "broker" / "hypervisor"))
 sys.path.append(str(Path(__file__).parent / "integration"))
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("guestd", deadline=None)
+settings.load_profile("guestd")
 
 _TESTS = Path(__file__).parent
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -51,7 +51,7 @@ def split(capacity: int, wanted: Claims, burst_capacity: int | None = None) -> d
     return allocate(capacity, wanted, Kind.CPU, burst_capacity=burst_capacity)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(claims(MIXED, burst=True), capacities, capacities, st.randoms())
 def test_no_order_matters_and_bounds_hold(wanted: Claims, capacity: int, burst_capacity: int, random: Random) -> None:
     amounts = split(capacity, wanted, burst_capacity)
@@ -65,7 +65,7 @@ def test_no_order_matters_and_bounds_hold(wanted: Claims, capacity: int, burst_c
         assert amounts[name] % claim.unit == 0
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(claims(MIXED, burst=True), claims(MIXED, burst=True), capacities, st.randoms())
 def test_no_history_matters(wanted: Claims, others: Claims, capacity: int, random: Random) -> None:
     pool = Pool(Kind.CPU)
@@ -86,7 +86,7 @@ def test_no_history_matters(wanted: Claims, others: Claims, capacity: int, rando
         assert pool.burst(name) == max(0, pool.target(name) - max(claim.max, floor(claim)))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(claims(), capacities, st.integers(0, 100 * UNIT))
 def test_more_capacity_takes_from_nobody(wanted: Claims, capacity: int, more: int) -> None:
     before, after = split(capacity, wanted), split(capacity + more, wanted)
@@ -94,7 +94,7 @@ def test_more_capacity_takes_from_nobody(wanted: Claims, capacity: int, more: in
     assert sum(after.values()) >= sum(before.values())
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(claims(), capacities)
 def test_nobody_can_be_raised_at_the_cost_of_one_who_has_more_for_its_weight(wanted: Claims, capacity: int) -> None:
     """Weighted max-min fairness, within one unit."""
@@ -110,7 +110,7 @@ def test_nobody_can_be_raised_at_the_cost_of_one_who_has_more_for_its_weight(wan
                 assert Fraction(less, giver.weight) <= Fraction(more, claim.weight), (name, other)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(claims(MIXED, burst=True), capacities, capacities)
 def test_bursts_come_from_the_surplus_only(wanted: Claims, capacity: int, burst_capacity: int) -> None:
     plain = split(capacity, {name: replace(claim, burst=0) for name, claim in wanted.items()})
@@ -124,7 +124,7 @@ def test_bursts_come_from_the_surplus_only(wanted: Claims, capacity: int, burst_
             assert claim.demand > claim.max
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(
     used=st.integers(0, 64),
     others=claims((MIB,), most=4),
@@ -181,7 +181,7 @@ MANY_SMALL = {
 }
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @example(MANY_SMALL, 96)  # here handing out unit by unit gives vm-0 two units more than is its due
 @given(claims(), capacities)
 def test_each_share_is_within_one_unit_of_the_exact_one(wanted: Claims, capacity: int) -> None:

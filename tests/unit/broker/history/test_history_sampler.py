@@ -42,7 +42,7 @@ def stored(sampler: Sampler) -> dict[tuple[int, str], dict[int, Values]]:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 1500), st.sampled_from("abc"), st.integers(0, 9)), max_size=40),
     st.integers(1, 2500),

@@ -162,7 +162,7 @@ async def test_ten_events_before_and_ten_after(store: Store, wall: Wall) -> None
     assert [int(one.text) for one in await store.last_events("web-0", Kind.MEMORY)] == list(range(20, 40))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "a", "b"])), max_size=30),
     st.sampled_from(["", "a", "c"]),
