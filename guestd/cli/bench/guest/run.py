@@ -8,7 +8,7 @@ import platform
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,10 @@ async def _part(
     last: list[Rig] = []
 
     @contextlib.asynccontextmanager
-    async def boot() -> AsyncIterator[Rig]:
-        async with rig(image, config, chosen, out_dir, say) as one:
+    async def boot(boot_bytes: int = config.boot_memory_bytes) -> AsyncIterator[Rig]:
+        most = boot_bytes + config.virtio_mem_bytes
+        sized = replace(config, boot_memory_bytes=boot_bytes, max_memory_bytes=most)
+        async with rig(image, sized, chosen, out_dir, say) as one:
             last[:] = [one]
             yield one
 
