@@ -27,7 +27,7 @@ from guestd.runtime.notify import Notifier
 from guestd.wire.relay import IngressRelay, Peers, vsock_listener
 from guestd.wire.serve_admin import serve_admin
 from guestd.wire.serve_guests import serve_guests
-from guestd.wire.serve_monitor import serve_monitor, serve_remote_monitor
+from guestd.wire.serve_monitor import remote_monitor, serve_monitor
 from guestd.wire.tls import TlsFiles
 
 _log = logging.getLogger(__name__)
@@ -122,8 +122,8 @@ async def _serve(stack: AsyncExitStack, engine: Engine, peers: Peers, config: Br
     ]
     if outlets.monitor is not None:
         files = TlsFiles(outlets.monitor.certificate, outlets.monitor.key, outlets.monitor.client_ca)
-        remote = await serve_remote_monitor(engine, str(outlets.monitor.listen), files)
-        servers += [remote] if remote else []
+        address = str(outlets.monitor.listen)
+        await stack.enter_async_context(remote_monitor(engine, address, files, _LAST_WORDS_SECONDS))
     for server in servers:
         stack.push_async_callback(server.stop, _LAST_WORDS_SECONDS)
     if outlets.web is not None:

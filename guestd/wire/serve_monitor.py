@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 import shutil
+from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 
 import grpc
 import grpc.aio
 
-from guestd.model.errors import ConfigError, NotFoundError
+from guestd.model.errors import ConfigError, GuestdError, NotFoundError
 from guestd.model.event import EventQuery
 from guestd.v1 import monitor_pb2, monitor_pb2_grpc
 from guestd.wire.health import add_health
@@ -170,21 +171,57 @@ async def serve_monitor(backend: OperatorBackend, path: Path) -> grpc.aio.Server
     return server
 
 
-async def serve_remote_monitor(backend: OperatorBackend, address: str, files: TlsFiles) -> grpc.aio.Server | None:
-    """The monitor on TCP, for those whose certificate is signed by the CA in `files`; None, with a line in the log
-    that says why, when that cannot be: guests are served all the same.
+async def serve_remote_monitor(backend: OperatorBackend, address: str, files: TlsFiles) -> grpc.aio.Server:
+    """The monitor on TCP, for those whose certificate is signed by the CA in `files`.
+
+    :raise GuestdError: When that cannot be, with the reason.
     """
     server = grpc.aio.server(options=STRANGER_SERVER_OPTIONS, maximum_concurrent_rpcs=_MOST_CALLS)
     _add_services(server, backend)
     try:
         server.add_secure_port(address, ServerCertificates(files).credentials())
     except ConfigError as error:
-        _log.error("the monitor does not listen on %s: %s; then restart the broker", address, error)
+        problem = f"the monitor does not listen on {address}: {error}"
     except RuntimeError:
-        _log.error("the monitor cannot listen on %s: is the address this host's, and free?", address)
+        problem = f"the monitor cannot listen on {address}: is the address this host's, and free?"
     else:
         await server.start()
         _log.info("the monitor listens on %s, for clients with a certificate of %s", address, files.ca)
         return server
     await server.stop(None)
-    return None
+    raise GuestdError(problem)
+
+
+@contextlib.asynccontextmanager
+async def remote_monitor(
+    backend: OperatorBackend, address: str, files: TlsFiles, last_words_seconds: float, retry_seconds: float = 30.0
+) -> AsyncIterator[None]:
+    """The monitor on TCP while the block lasts. As long as it cannot be, that is said once and tried again: guests
+    are served all the same.
+    """
+    server: grpc.aio.Server | None = None
+    said = ""
+
+    async def listen() -> None:
+        nonlocal server, said
+        try:
+            server = await serve_remote_monitor(backend, address, files)
+        except GuestdError as error:
+            if str(error) != said:
+                said = str(error)
+                _log.error("%s; trying again every %g s", said, retry_seconds)
+
+    async def keep_trying() -> None:
+        while server is None:
+            await asyncio.sleep(retry_seconds)
+            await listen()
+
+    await listen()
+    trying = asyncio.create_task(keep_trying())
+    try:
+        yield
+    finally:
+        trying.cancel()
+        await asyncio.gather(trying, return_exceptions=True)
+        if server is not None:
+            await server.stop(last_words_seconds)

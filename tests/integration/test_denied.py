@@ -101,7 +101,6 @@ async def place(root: Path) -> AsyncIterator[Place]:
     ]
     yield one
     for server in servers:
-        assert server is not None
         await server.stop(0)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -11,17 +12,18 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from broker_rig import eventually
 from fake_operators import EXPLANATION, GUEST, HISTORY, HOST, event
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pki import CA, OTHER, Pair
 from remote_rig import Place
 
-from guestd.model.errors import ConfigError, DeniedError, UnreachableError
+from guestd.model.errors import ConfigError, DeniedError, GuestdError, UnreachableError
 from guestd.model.event import EventQuery, SeenEvent
 from guestd.model.view import LimitsChange
 from guestd.v1 import monitor_pb2, monitor_pb2_grpc
 from guestd.wire.client import BrokerClient
-from guestd.wire.serve_monitor import serve_remote_monitor
+from guestd.wire.serve_monitor import remote_monitor, serve_remote_monitor
 
 DAY = timedelta(days=1)
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -31,7 +33,6 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
     one = Place(tmp_path)
     one.server = await serve_remote_monitor(one.operators, one.address, one.files)
-    assert one.server is not None
     yield one
     await one.server.stop(0)
 
@@ -156,7 +157,6 @@ async def test_a_broker_of_another_name_is_not_believed(tmp_path: Path) -> None:
     place = Place(tmp_path)
     files = CA.issue("broker", host="db1.example").write(tmp_path / "broker", CA)
     server = await serve_remote_monitor(place.operators, place.address, files)
-    assert server is not None
     async with place.client() as client:
         with pytest.raises(UnreachableError, match=r"the broker's certificate is not for 127\.0\.0\.1"):
             await client.host()
@@ -265,22 +265,32 @@ async def test_a_bad_certificate_leaves_the_one_that_is_there(place: Place, capl
     assert await place.shown() == der(fresh)
 
 
-async def test_with_bad_files_there_is_one_line_and_no_listener(
+async def test_with_bad_files_there_is_one_line_and_no_listener_until_they_are_good(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "guestd")
     place = Place(tmp_path)
+    good = place.files.key.read_bytes()
     place.files.key.write_bytes(CA.issue("another").key)
-    assert await serve_remote_monitor(place.operators, place.address, place.files) is None
-    (record,) = caplog.records
-    assert record.levelname == "ERROR"
-    assert record.getMessage() == (
-        f"the monitor does not listen on {place.address}: {place.files.key}: is not the key of "
-        f"{place.files.certificate}; put both of one pair there; then restart the broker"
-    )
+    async with remote_monitor(place.operators, place.address, place.files, 0, retry_seconds=0.05):
+        await asyncio.sleep(0.3)
+        (record,) = caplog.records
+        assert record.levelname == "ERROR"
+        assert record.getMessage() == (
+            f"the monitor does not listen on {place.address}: {place.files.key}: is not the key of "
+            f"{place.files.certificate}; put both of one pair there; trying again every 0.05 s"
+        )
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", place.port)
+        place.files.key.write_bytes(good)
+        await eventually(lambda: len(caplog.records) > 1, "the monitor to listen")
+        assert caplog.records[1].getMessage().startswith(f"the monitor listens on {place.address}")
+        async with place.client() as client:
+            assert await client.host() == HOST
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", place.port)
 
 
-async def test_an_address_that_is_taken_is_said(place: Place, caplog: pytest.LogCaptureFixture) -> None:
-    assert await serve_remote_monitor(place.operators, place.address, place.files) is None
-    assert f"the monitor cannot listen on {place.address}" in caplog.text
+async def test_an_address_that_is_taken_is_said(place: Place) -> None:
+    with pytest.raises(GuestdError, match=re.escape(f"the monitor cannot listen on {place.address}")):
+        await serve_remote_monitor(place.operators, place.address, place.files)
