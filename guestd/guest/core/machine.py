@@ -11,7 +11,9 @@ The law:
    offline is left alone for good (`others`).
 5. Before anything is given back the hooks are asked, and memory is made free for what must move (`hooks`, `give`).
 6. Samples come often while something moves (`quick_seconds`), seldom while nothing does (`calm_seconds`), and
-   hardly ever (`rest_seconds`) once nothing has moved for long and the shell says at once when something does.
+   hardly ever (`rest_seconds`) once nothing has moved for long and the shell says at once when something does. What
+   moves because a driver takes memory away, block after block, is no reason for haste: all there is to do is to be told
+   of stalls and growth, and the CPU time is the driver's.
 
 Weak spot: what virtio-mem can really take is known only when its driver has tried.
 """
@@ -142,7 +144,11 @@ class GuestMachine:
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
         state.refresh_usable()
         self._news = True
-        stirred = before is not None and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes
+        stirred = (
+            before is not None
+            and not state.shrinking_memory
+            and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes
+        )
         if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
             self._pace.moved(now)
         if state.cpu.falls_at is not None and state.cpu.falls_at > now:
@@ -169,7 +175,8 @@ class GuestMachine:
 
     def on_hotplug(self, now: float) -> None:
         """Something came or went (a hint): look."""
-        self._look_soon(now)
+        calm = self._state.shrinking_memory and self._state.settled
+        self._look_soon(now + self.settings.reconcile_moving_seconds if calm else now)
 
     def on_inventory(self, inventory: Inventory, now: float) -> None:
         """CPUs and blocks as they are."""
