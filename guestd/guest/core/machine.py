@@ -11,9 +11,9 @@ The law:
    offline is left alone for good (`others`).
 5. Before anything is given back the hooks are asked, and memory is made free for what must move (`hooks`, `give`).
 6. Samples come often while something moves (`quick_seconds`), seldom while nothing does (`calm_seconds`), and
-   hardly ever (`rest_seconds`) once nothing has moved for long and the shell says at once when something does. What
-   moves because a driver takes memory away, block after block, is no reason for haste: all there is to do is to be told
-   of stalls and growth, and the CPU time is the driver's.
+   hardly ever (`rest_seconds`) once nothing has moved for long and the shell says at once when something does. Two
+   things are no reason for haste: tasks that go on waiting after it was said, and what moves because a driver takes
+   memory away, block after block. The CPU time is theirs.
 
 Weak spot: what virtio-mem can really take is known only when its driver has tried.
 """
@@ -51,6 +51,7 @@ from guestd.model.messages import (
     Welcome,
 )
 from guestd.model.resources import Kind
+from guestd.model.units import MILLICORES_PER_VCPU
 
 PROTOCOL = 1
 _JUST_AFTER_SECONDS = 0.01
@@ -138,7 +139,7 @@ class GuestMachine:
         online = max(1, len(state.inventory.cpus_online) or len(sample.cpu_busy_seconds))
         self._forget_throttle(now)
         load = replace(sample, runnable=min(sample.runnable, online)) if state.hooks.are_at_work(now) else sample
-        state.cpu = self.cpu_estimator.update(load, online, now, self._throttle)
+        known, state.cpu = state.cpu, self.cpu_estimator.update(load, online, now, self._throttle)
         isolated = state.inventory.block_bytes if state.shrinking_memory else 0
         before = state.memory
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
@@ -149,8 +150,15 @@ class GuestMachine:
             and not state.shrinking_memory
             and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes
         )
-        if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
+        rising = state.cpu.waiting and (
+            known is None
+            or state.cpu.needed_millicores > known.needed_millicores
+            or load.runnable * MILLICORES_PER_VCPU > state.cpu.needed_millicores
+        )
+        if rising or state.memory.moving or state.memory.pressure or stirred:
             self._pace.moved(now)
+        elif state.cpu.waiting:
+            self._pace.stays(now)
         if state.cpu.falls_at is not None and state.cpu.falls_at > now:
             self._pace.soon(state.cpu.falls_at + _JUST_AFTER_SECONDS)
 
@@ -170,8 +178,11 @@ class GuestMachine:
         self._pace.watched = watched
 
     def on_pressure(self, now: float) -> None:
-        """A PSI trigger fired, or free memory fell: look closely for a moment."""
-        self._pace.alarm(now)
+        """A PSI trigger fired, or free memory fell: look closely for a moment; once where tasks wait as is known."""
+        if self._state.cpu is not None and self._state.cpu.waiting:
+            self._pace.soon(now)
+        else:
+            self._pace.alarm(now)
 
     def on_hotplug(self, now: float) -> None:
         """Something came or went (a hint): look."""

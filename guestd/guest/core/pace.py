@@ -23,6 +23,10 @@ class Pace:
         self._quick_until = now + self._settings.quick_for_seconds
         self._calm_until = now + self._settings.calm_for_seconds
 
+    def stays(self, now: float) -> None:
+        """Nothing new, but no rest either."""
+        self._calm_until = now + self._settings.calm_for_seconds
+
     def alarm(self, now: float) -> None:
         """Something may be moving: look closely for a moment."""
         self._quick_until = max(self._quick_until, now + self._settings.quick_for_seconds)
