@@ -178,8 +178,9 @@ class GuestMachine:
         self._pace.watched = watched
 
     def on_pressure(self, now: float) -> None:
-        """A PSI trigger fired, or free memory fell: look closely for a moment; once where tasks wait as is known."""
-        if self._state.cpu is not None and self._state.cpu.waiting:
+        """A PSI trigger fired, or free memory fell: look closely for a moment; once, where that is to be expected."""
+        waiting = self._state.cpu is not None and self._state.cpu.waiting
+        if waiting or self._state.shrinking_memory:
             self._pace.soon(now)
         else:
             self._pace.alarm(now)
