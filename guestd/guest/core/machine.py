@@ -174,16 +174,20 @@ class GuestMachine:
         self._state.cpu = self._state.memory = None
 
     def on_watched(self, watched: bool) -> None:
-        """Whether `on_pressure` comes at once when tasks begin to wait or memory is being used up (rule 6)."""
+        """Whether `on_pressure` and `on_glance` come when tasks begin to wait or memory is being used up (rule 6)."""
         self._pace.watched = watched
 
     def on_pressure(self, now: float) -> None:
-        """A PSI trigger fired, or free memory fell: look closely for a moment; once, where that is to be expected."""
+        """A PSI trigger fired: look closely for a moment; once, where that is to be expected."""
         waiting = self._state.cpu is not None and self._state.cpu.waiting
         if waiting or self._state.shrinking_memory:
             self._pace.soon(now)
         else:
             self._pace.alarm(now)
+
+    def on_glance(self, now: float) -> None:
+        """Less memory is free than it was, or more: one look says whether it is in use, or cache."""
+        self._pace.soon(now)
 
     def on_hotplug(self, now: float) -> None:
         """Something came or went (a hint): look."""

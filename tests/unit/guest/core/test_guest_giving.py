@@ -281,7 +281,8 @@ def taken_from(growth_bytes: int) -> tuple[list[Action], int, int]:
         one.used_bytes += growth_bytes
         one.machine.on_hotplug(one.now)
         if number % 5 == 0:
-            one.machine.on_pressure(one.now)  # less memory is free
+            one.machine.on_pressure(one.now)
+            one.machine.on_glance(one.now)
         during += one.step(0.05)
     return done, len(of(Rescan, during)), len(of(TakeSample, during))
 

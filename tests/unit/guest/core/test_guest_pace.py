@@ -80,11 +80,18 @@ def test_a_false_alarm_is_over_soon() -> None:
     assert guest.samples(20.0) <= SETTINGS.quick_for_seconds / SETTINGS.quick_seconds + 20.0 / SETTINGS.rest_seconds + 2
 
 
+def test_less_memory_free_is_one_look_where_it_is_only_cache() -> None:
+    guest = Quiet(watched=True)
+    guest.samples(60.0)
+    guest.machine.on_glance(guest.now)
+    assert guest.samples(SETTINGS.rest_seconds / 2) == 1
+
+
 def test_more_memory_in_use_wakes_it_for_as_long_as_a_need_holds() -> None:
     guest = Quiet(watched=True)
     guest.samples(60.0)
     guest.used_bytes += 2 * SETTINGS.stir_bytes
-    guest.machine.on_pressure(guest.now)
+    guest.machine.on_glance(guest.now)
     assert guest.samples(SETTINGS.calm_for_seconds) >= 0.8 * SETTINGS.calm_for_seconds / SETTINGS.calm_seconds
 
 
