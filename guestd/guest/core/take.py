@@ -7,7 +7,9 @@ The law:
 2. Memory goes to ZONE_MOVABLE, where it can be taken back, until MOVABLE : KERNEL would exceed
    `MAX_MOVABLE_RATIO`, in all or on the block's NUMA node; the rest goes to the kernel's zones. The kernel's own
    auto-movable policy looks at both as well, with a default of 301 % (mm/memory_hotplug.c, auto_movable_ratio);
-   its documentation calls up to 3:1 or 4:1 usually fine.
+   its documentation calls up to 3:1 or 4:1 usually fine. The kernel's zones count in whole blocks: what firmware keeps
+   of the memory at boot is a fraction of one, and virtio-mem gives a kernel block back last of all, so one that is not
+   needed makes every reclaim slower.
 3. A VM can take only so much memory at once: the memmap of what arrives (1/64 of it) comes out of
    free *kernel* memory, of which half is left alone. One block always: a VM that is full would
    never get any more else, and what the kernel cannot take virtio-mem offers again. As kernel blocks come
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp
 from guestd.model.guest import BlockState, Inventory, MemoryBlock
-from guestd.model.units import format_size
+from guestd.model.units import format_size, round_up
 
 MAX_MOVABLE_RATIO = 4.0
 _MEMMAP_SHARE = 64  # struct page is 64 bytes for each 4096
@@ -83,7 +85,9 @@ class _Zones:
 
     def __init__(self, inventory: Inventory) -> None:
         self._block_bytes = inventory.block_bytes
-        self._kernel = {zones.node: zones.kernel_present_bytes for zones in inventory.zones}
+        self._kernel = {
+            zones.node: round_up(zones.kernel_present_bytes, max(1, inventory.block_bytes)) for zones in inventory.zones
+        }
         self._movable = {zones.node: zones.movable_present_bytes for zones in inventory.zones}
 
     @property
