@@ -28,7 +28,7 @@ from guestd.model.errors import AdmissionError, ConfigError
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, parse_cpus, parse_size
 from guestd.runtime import toml
-from guestd.wire.convert import MAX_CPU_MILLICORES, MAX_MEMORY_BYTES
+from guestd.wire.amounts import MAX_CPU_MILLICORES, MAX_MEMORY_BYTES
 
 DEFAULT_PATH = Path("/etc/guestd/broker.toml")
 DEFAULT_PORT = 4747

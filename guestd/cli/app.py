@@ -6,34 +6,12 @@ call to a broker, rich and plotext for what is shown, the lab with `lab`, `demo`
 
 import sys
 from importlib import import_module
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 import guestd
-
-_COMMANDS: Final = {
-    "status": "look",
-    "top": "look",
-    "get": "look",
-    "explain": "past",
-    "events": "past",
-    "history": "past",
-    "set-limits": "limits",
-    "pause": "steer",
-    "resume": "steer",
-    "reclaim": "steer",
-    "config": "configuration",
-    "demo": "measure",
-    "bench-guest": "measure",
-    "bench-broker": "measure",
-    "bench-monitor": "measure",
-    "replay": "replay",
-    "simulate": "simulate",
-    "scoreboard": "scoreboard",
-    "estimators": "measure",
-}
-"""In which module of this package each one is, in the order in which they are shown."""
+from guestd.cli.commands import COMMANDS
 
 
 def application(meant: str = "") -> typer.Typer:
@@ -46,8 +24,8 @@ def application(meant: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_top)
-    for name in [meant] if meant in _COMMANDS else _COMMANDS:
-        command = getattr(import_module(f"guestd.cli.{_COMMANDS[name]}"), name.replace("-", "_"))
+    for name in [meant] if meant in COMMANDS else COMMANDS:
+        command = getattr(import_module(f"guestd.cli.{COMMANDS[name]}"), name.replace("-", "_"))
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name)
         else:

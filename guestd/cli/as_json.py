@@ -12,7 +12,7 @@ from guestd.cli.status import status_word
 from guestd.model.event import DecisionInputs, Event
 from guestd.model.explanation import GuestExplanation, ReclaimedResource
 from guestd.model.history import History, HistoryResource
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.model.view import GuestView, HostView
 

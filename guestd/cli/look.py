@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -32,8 +32,10 @@ def status(
     """
 
     async def once(client: "BrokerClient") -> None:
-        host, guests = await asyncio.gather(client.host(), client.guests())
-        _print_status(host, guests, output)
+        asked = asyncio.gather(client.host(), client.guests())
+        await asyncio.sleep(0)  # the broker has the question now, and until it answers there is time for imports
+        printed = _status_printer(output)
+        printed(*await asked)
 
     target.run((lambda client: _watch(client, output)) if watch else once)
 
@@ -61,16 +63,15 @@ def top(target: Target) -> None:
     raise typer.Exit(run_top(target))
 
 
-def _print_status(host: HostView, guests: tuple[GuestView, ...], output: Output) -> None:
+def _status_printer(output: Output) -> Callable[[HostView, tuple[GuestView, ...]], None]:
     if output is Output.JSON:
         from guestd.cli.as_json import status_json
 
-        show_json("status", status_json(host, guests))
-    else:
-        from guestd.cli.status import render
+        return lambda host, guests: show_json("status", status_json(host, guests))
+    from guestd.cli.status import render
 
-        out = screen()
-        out.show(render(host, guests, out.width))
+    out = screen()
+    return lambda host, guests: out.show(render(host, guests, out.width))
 
 
 async def _watch(client: "BrokerClient", output: Output) -> None:
@@ -86,7 +87,7 @@ async def _watch(client: "BrokerClient", output: Output) -> None:
             async with contextlib.aclosing(_states(client)) as states:
                 async for host, guests in states:
                     if live is None:
-                        _print_status(host, guests, output)
+                        _status_printer(output)(host, guests)
                         await asyncio.sleep(_PLAIN_INTERVAL_SECONDS if output is Output.TABLE else 0)
                         continue
                     from rich.text import Text

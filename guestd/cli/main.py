@@ -7,9 +7,12 @@ away. An error that is expected is a line on stderr, never a traceback. Ctrl-C (
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from guestd.cli.commands import QUESTIONS
 from guestd.cli.text import printable
 from guestd.model.errors import (
     ConfigError,
@@ -65,6 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run() -> NoReturn:
+    """The process. After a question Python need not take itself apart: that takes longer than the answer."""
+    code = main()
+    if sys.argv[1:2] and sys.argv[1] in QUESTIONS:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    sys.exit(code)
+
+
 def _fail(text: str, code: int) -> int:
     with contextlib.suppress(BrokenPipeError):
         print(f"guestctl: {printable(text, 4096)}", file=sys.stderr)
@@ -72,4 +86,4 @@ def _fail(text: str, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

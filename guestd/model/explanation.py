@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from guestd.model.event import DecisionInputs, Event
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.view import GuestView
 

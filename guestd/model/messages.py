@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from guestd.model.guest import Identity
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 
 
@@ -17,14 +18,6 @@ class Urgency(StrEnum):
     NORMAL = "normal"
     SOON = "soon"  # at this rate the resource runs out within seconds
     NOW = "now"  # work is stalling on it
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why, in a word that never changes (`code`) and in a sentence with numbers (`text`)."""
-
-    code: str
-    text: str
 
 
 @dataclass(frozen=True, slots=True)

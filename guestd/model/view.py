@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.vm import VmStatus
 

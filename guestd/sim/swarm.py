@@ -30,12 +30,12 @@ from guestd.model.messages import (
     GuestMessage,
     Heartbeat,
     Hello,
-    Reason,
     Reclaim,
     Urgency,
     Usable,
     Welcome,
 )
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB, MILLICORES_PER_VCPU
 from guestd.sim.bound import BoundTo

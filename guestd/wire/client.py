@@ -18,7 +18,7 @@ from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -32,23 +32,18 @@ from guestd.model.errors import (
     NotFoundError,
     UnreachableError,
 )
-from guestd.model.event import Event, EventQuery, SeenEvent
-from guestd.model.explanation import GuestExplanation, ReclaimedResource, ReclaimRequest
-from guestd.model.history import History
 from guestd.model.resources import Limits
 from guestd.model.view import GuestRemoved, GuestView, HostView, LimitsChange
 from guestd.v1 import admin_pb2, admin_pb2_grpc, monitor_pb2, monitor_pb2_grpc
-from guestd.wire.convert import limits_to_wire
+from guestd.wire.amounts import limits_to_wire
 from guestd.wire.endpoint import Endpoint, LocalOnly, TlsEndpoint, UnixEndpoint
-from guestd.wire.past import (
-    event_from_wire,
-    explanation_from_wire,
-    history_from_wire,
-    moment_to_wire,
-    reclaimed_from_wire,
-)
 from guestd.wire.tls import TlsFiles
 from guestd.wire.view import guest_view, host_view
+
+if TYPE_CHECKING:  # what looks back is imported when it is asked for: most calls ask for what there is now
+    from guestd.model.event import Event, EventQuery, SeenEvent
+    from guestd.model.explanation import GuestExplanation, ReclaimedResource, ReclaimRequest
+    from guestd.model.history import History
 
 MONITOR_SOCKET = "monitor.sock"
 ADMIN_SOCKET = "admin.sock"
@@ -144,26 +139,30 @@ class BrokerClient:
                 else:
                     yield guest_view(message.guest)
 
-    async def explain(self, name: str, at: datetime | None = None) -> GuestExplanation:
+    async def explain(self, name: str, at: datetime | None = None) -> "GuestExplanation":
         """Why a guest has what it has; at that time, or now.
 
         :raise NotFoundError: When there is none of that name.
         :raise UnreachableError: When nobody answers.
         """
-        request = monitor_pb2.ExplainGuestRequest(name=name, at=moment_to_wire(at))
-        call = self._monitor().ExplainGuest(request, timeout=self._timeout_seconds)
-        return explanation_from_wire(await self._answer(call, self._monitor_end))
+        from guestd.wire import past
 
-    async def events(self, query: EventQuery) -> tuple[Event, ...]:
+        request = monitor_pb2.ExplainGuestRequest(name=name, at=past.moment_to_wire(at))
+        call = self._monitor().ExplainGuest(request, timeout=self._timeout_seconds)
+        return past.explanation_from_wire(await self._answer(call, self._monitor_end))
+
+    async def events(self, query: "EventQuery") -> "tuple[Event, ...]":
         """What happened, oldest first, up to the query's limit.
 
         :raise ConfigError: When the query makes no sense.
         :raise UnreachableError: When nobody answers.
         """
+        from guestd.wire import past
+
         request = monitor_pb2.ListEventsRequest(
             guest=query.guest,
-            since=moment_to_wire(query.since),
-            until=moment_to_wire(query.until),
+            since=past.moment_to_wire(query.since),
+            until=past.moment_to_wire(query.until),
             page_token=str(query.after_id) if query.after_id else "",
             newest=query.newest,
         )
@@ -172,35 +171,39 @@ class BrokerClient:
             request.page_size = min(query.limit - len(found), _PAGE)
             call = self._monitor().ListEvents(request, timeout=self._timeout_seconds)
             page = await self._answer(call, self._monitor_end)
-            found.extend(event_from_wire(event) for event in page.events)
+            found.extend(past.event_from_wire(event) for event in page.events)
             request.page_token = page.next_page_token
             if not page.next_page_token or len(found) >= query.limit:
                 return tuple(found)
 
-    async def watch_events(self, guest: str = "", after_id: int = 0) -> AsyncIterator[SeenEvent]:
+    async def watch_events(self, guest: str = "", after_id: int = 0) -> "AsyncIterator[SeenEvent]":
         """What happens, to one guest or to all, after that event or from now on, until the caller has enough.
 
         :raise UnreachableError: When nobody answers, or the broker went away.
         """
+        from guestd.wire import past
+
         request = monitor_pb2.WatchEventsRequest(guest=guest, after_id=after_id)
         async with aclosing(self._stream(self._monitor().WatchEvents(request))) as messages:
             async for message in messages:
-                yield SeenEvent(event_from_wire(message.event), message.missed)
+                yield past.seen_event_from_wire(message)
 
     async def history(
         self, name: str, since: datetime | None = None, until: datetime | None = None, max_points: int = 300
-    ) -> History:
+    ) -> "History":
         """How much a guest wanted and had over time: an hour ago until now, unless told otherwise.
 
         :raise NotFoundError: When there is none of that name.
         :raise ConfigError: When the range is none.
         :raise UnreachableError: When nobody answers.
         """
+        from guestd.wire import past
+
         request = monitor_pb2.GetHistoryRequest(
-            name=name, since=moment_to_wire(since), until=moment_to_wire(until), max_points=max_points
+            name=name, since=past.moment_to_wire(since), until=past.moment_to_wire(until), max_points=max_points
         )
         call = self._monitor().GetHistory(request, timeout=self._timeout_seconds)
-        return history_from_wire(await self._answer(call, self._monitor_end))
+        return past.history_from_wire(await self._answer(call, self._monitor_end))
 
     async def add_guest(
         self, name: str, limits: Limits, qmp_socket: Path, *, cid: int = 0, vsock_path: Path | None = None
@@ -283,13 +286,15 @@ class BrokerClient:
         return guest_view((await self._answer(call, self._admin_end)).guest)
 
     async def reclaim_guest(
-        self, name: str, request: ReclaimRequest
-    ) -> tuple[tuple[ReclaimedResource, ...], GuestView]:
+        self, name: str, request: "ReclaimRequest"
+    ) -> "tuple[tuple[ReclaimedResource, ...], GuestView]":
         """Asks the guest now for what it holds and does not need: what each kind comes to, and the guest.
 
         :raise NotFoundError: When there is none of that name.
         :raise AdmissionError: When nothing can be decided about it now, and why.
         """
+        from guestd.wire import past
+
         message = admin_pb2.ReclaimGuestRequest(
             name=name,
             cpu_millicores=request.cpu_millicores,
@@ -298,7 +303,7 @@ class BrokerClient:
         )
         call = self._admin().ReclaimGuest(message, timeout=self._timeout_seconds)
         response = await self._answer(call, self._admin_end)
-        return reclaimed_from_wire(response), guest_view(response.guest)
+        return past.reclaimed_from_wire(response), guest_view(response.guest)
 
     def _monitor(self) -> "monitor_pb2_grpc.MonitorServiceAsyncStub":
         return monitor_pb2_grpc.MonitorServiceStub(self._channel(self._monitor_end))

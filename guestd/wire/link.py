@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from guestd.model.errors import GuestdError, ProtocolError, UnreachableError
 from guestd.model.messages import BrokerMessage, GuestMessage, Hello, Welcome
-from guestd.wire import convert
+from guestd.wire import amounts, convert
 from guestd.wire.call import Call, open_call
 
 _WELCOME_SECONDS = 10.0
@@ -40,7 +40,7 @@ async def converse(
     :raise ProtocolError: When the broker says something that makes no sense.
     """
     try:
-        call = await open_call(await dial(), convert.NEGOTIATE, convert.MAX_MESSAGE_BYTES)
+        call = await open_call(await dial(), convert.NEGOTIATE, amounts.MAX_MESSAGE_BYTES)
     except (OSError, GuestdError) as error:
         raise UnreachableError(str(error)) from error
     stream = Stream(call)

@@ -9,14 +9,12 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from guestd.model.errors import ProtocolError
-from guestd.model.event import DecisionInputs, Event, EventCode
+from guestd.model.event import DecisionInputs, Event, EventCode, SeenEvent
 from guestd.model.explanation import GuestExplanation, ReclaimedResource, ResourceExplanation
 from guestd.model.history import History, HistoryPoint, HistoryResource
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.v1 import admin_pb2, common_pb2, monitor_pb2
-from guestd.wire.convert import limits_to_wire, reason_to_wire
-from guestd.wire.convert.parts import MAX_TEXT, duration, within
-from guestd.wire.convert.words import KIND, KIND_BACK
+from guestd.wire.amounts import KIND, KIND_BACK, MAX_TEXT, duration, limits_to_wire, reason_to_wire, within
 from guestd.wire.view import guest_to_wire, guest_view, limits_view, reason_view
 
 MAX_EVENTS = 20  # of one kind in an explanation
@@ -101,6 +99,11 @@ def event_from_wire(event: monitor_pb2.Event) -> Event:
         reason=reason_view(event.reason) if event.HasField("reason") else None,
         inputs=_inputs_from_wire(event.inputs) if event.HasField("inputs") else None,
     )
+
+
+def seen_event_from_wire(message: monitor_pb2.WatchEventsResponse) -> SeenEvent:
+    """One event, and how many the broker left out before it."""
+    return SeenEvent(event_from_wire(message.event), message.missed)
 
 
 def explanation_to_wire(explanation: GuestExplanation) -> monitor_pb2.ExplainGuestResponse:

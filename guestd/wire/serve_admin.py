@@ -8,7 +8,7 @@ from grpc_reflection.v1alpha import reflection
 from guestd.model.explanation import ReclaimRequest
 from guestd.model.view import LimitsChange
 from guestd.v1 import admin_pb2, admin_pb2_grpc, monitor_pb2
-from guestd.wire import convert
+from guestd.wire import amounts
 from guestd.wire.health import HEALTH, add_health
 from guestd.wire.past import reclaimed_to_wire
 from guestd.wire.server import LOCAL_SERVER_OPTIONS, OperatorBackend, listen_unix, status
@@ -28,7 +28,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.AddGuestResponse:
         """See admin.proto."""
         async with status(context):
-            limits = convert.limits_from_wire(request.limits)
+            limits = amounts.limits_from_wire(request.limits)
             cid, path = request.cid or None, request.vsock_path or None
             await self._backend.add_guest(request.name, limits, request.qmp_socket, cid, path)
         return admin_pb2.AddGuestResponse(guest=self._guest(request.name))
@@ -47,7 +47,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """See admin.proto."""
         fields = {field.name: value for field, value in request.ListFields() if field.name != "name"}
         async with status(context):
-            convert.check_amounts(fields)
+            amounts.check_amounts(fields)
             await self._backend.change_limits(request.name, LimitsChange(**fields))
         return admin_pb2.SetLimitsResponse(guest=self._guest(request.name))
 
@@ -81,7 +81,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """See admin.proto."""
         fields = {field.name: value for field, value in request.ListFields() if field.name not in ("name", "dry_run")}
         async with status(context):
-            convert.check_amounts(fields)
+            amounts.check_amounts(fields)
             asked = ReclaimRequest(**fields, dry_run=request.dry_run)
             reclaimed = await self._backend.reclaim_guest(request.name, asked)
         return admin_pb2.ReclaimGuestResponse(

@@ -14,13 +14,13 @@ import grpc.aio
 from guestd.model.errors import FloodError, NotFoundError, ProtocolError, SupersededError, VersionError
 from guestd.model.messages import BrokerMessage, GuestMessage, Hello
 from guestd.v1 import guest_pb2
-from guestd.wire import convert
+from guestd.wire import amounts, convert
 from guestd.wire.relay import Peer, Peers
 from guestd.wire.server import listen_unix
 
 _HELLO_SECONDS = 10.0
 
-_HARD_LIMIT_BYTES = 4 * convert.MAX_MESSAGE_BYTES
+_HARD_LIMIT_BYTES = 4 * amounts.MAX_MESSAGE_BYTES
 """Above this gRPC itself ends the stream, where it is not counted; between the two the servicer does."""
 
 GUEST_SERVER_OPTIONS = (

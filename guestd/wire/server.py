@@ -20,14 +20,14 @@ from guestd.model.explanation import GuestExplanation, ReclaimedResource, Reclai
 from guestd.model.history import History
 from guestd.model.resources import Limits
 from guestd.model.view import GuestView, HostView, LimitsChange
-from guestd.wire import convert
+from guestd.wire import amounts
 from guestd.wire.health import Health
 
 _log = logging.getLogger(__name__)
 
-LOCAL_SERVER_OPTIONS = (("grpc.max_receive_message_length", convert.MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0))
+LOCAL_SERVER_OPTIONS = (("grpc.max_receive_message_length", amounts.MAX_MESSAGE_BYTES), ("grpc.so_reuseport", 0))
 STRANGER_SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", convert.MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", amounts.MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 8 * 1024),
     ("grpc.max_allowed_incoming_connections", 64),

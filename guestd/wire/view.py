@@ -8,13 +8,12 @@ from datetime import UTC
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsOrigin, ResizePhase, ResourceView
 from guestd.model.vm import VmStatus
 from guestd.v1 import common_pb2, monitor_pb2
-from guestd.wire.convert import limits_to_wire, reason_to_wire, resources_to_wire
-from guestd.wire.convert.words import KIND, KIND_BACK
+from guestd.wire.amounts import KIND, KIND_BACK, limits_to_wire, reason_to_wire, resources_to_wire
 
 _PHASE = {
     ResizePhase.IDLE: monitor_pb2.RESIZE_PHASE_IDLE,

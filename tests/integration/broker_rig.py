@@ -25,16 +25,8 @@ from guestd.guest.core.ops import HandResult, Op
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands
 from guestd.model.guest import Capability, Identity
-from guestd.model.messages import (
-    BrokerMessage,
-    Demand,
-    GuestMessage,
-    Hello,
-    Reason,
-    Urgency,
-    Usable,
-    Welcome,
-)
+from guestd.model.messages import BrokerMessage, Demand, GuestMessage, Hello, Urgency, Usable, Welcome
+from guestd.model.reason import Reason
 from guestd.model.resources import Resources
 from guestd.model.units import GIB, MIB
 from guestd.sim.kernel import GuestKernel, Load

@@ -13,7 +13,7 @@ from guestd.model.errors import NotFoundError
 from guestd.model.event import Event, EventCode, EventQuery, SeenEvent
 from guestd.model.explanation import GuestExplanation, ReclaimedResource, ReclaimRequest, ResourceExplanation
 from guestd.model.history import History, HistoryPoint, HistoryResource
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.view import GuestView, HostView, LimitsChange, LimitsOrigin, ResizePhase, ResourceView

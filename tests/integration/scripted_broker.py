@@ -23,11 +23,11 @@ from guestd.model.messages import (
     GuestMessage,
     Hello,
     OrderId,
-    Reason,
     Reclaim,
     ReclaimStage,
     Welcome,
 )
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB
 from guestd.wire.relay import IngressRelay, Peer, Peers

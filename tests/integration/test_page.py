@@ -26,7 +26,7 @@ from process_rig import BrokerProcess, HypervisorProcess
 from guestd.broker.outlets import Address
 from guestd.broker.web.page import serve_page
 from guestd.model.event import EventCode
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import GIB, MIB
 from guestd.model.view import GuestView

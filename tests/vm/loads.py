@@ -80,7 +80,8 @@ import asyncio, socket, sys, time, json
 from pathlib import Path
 from guestd.model.errors import GuestdError
 from guestd.model.guest import Capability, Identity
-from guestd.model.messages import Demand, Hello, Reason, Urgency, Usable, Welcome
+from guestd.model.messages import Demand, Hello, Urgency, Usable, Welcome
+from guestd.model.reason import Reason
 from guestd.model.resources import Resources
 from guestd.wire.link import converse
 

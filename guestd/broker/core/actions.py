@@ -6,7 +6,8 @@
 from dataclasses import dataclass
 
 from guestd.model.event import DecisionInputs, EventCode
-from guestd.model.messages import Grant, Reason, Reclaim, Throttle
+from guestd.model.messages import Grant, Reclaim, Throttle
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 
 

@@ -11,7 +11,8 @@ from guestd.broker.core.guest import GuestState
 from guestd.broker.core.track import Phase, Timing, Track
 from guestd.model.event import DecisionInputs
 from guestd.model.guest import Capability
-from guestd.model.messages import Demand, Reason
+from guestd.model.messages import Demand
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import MIB, MILLICORES_PER_VCPU, format_cpus, round_up
 from guestd.model.vm import VmState, VmStatus

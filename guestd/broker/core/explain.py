@@ -8,7 +8,7 @@ from guestd.broker.core.guest import GuestState
 from guestd.broker.core.judge import is_over_burst
 from guestd.broker.core.track import Phase, Track
 from guestd.model.explanation import ResourceExplanation
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import round_down, round_up
 

@@ -8,7 +8,8 @@ from guestd.broker.core.guest import GuestState
 from guestd.broker.core.resize import Resizer
 from guestd.broker.core.track import Phase, Track
 from guestd.model.explanation import ReclaimedResource
-from guestd.model.messages import Demand, Reason
+from guestd.model.messages import Demand
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU, round_up
 

@@ -22,7 +22,8 @@ from guestd.broker.core.inputs import PoolFacts, known_inputs
 from guestd.broker.core.ledger import Book
 from guestd.broker.core.track import Phase, Timing, Track
 from guestd.model.event import EventCode
-from guestd.model.messages import Ack, AckStatus, Grant, GrantStage, OrderId, Reason, Reclaim, ReclaimStage, Throttle
+from guestd.model.messages import Ack, AckStatus, Grant, GrantStage, OrderId, Reclaim, ReclaimStage, Throttle
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, round_up
 from guestd.model.vm import VmState, VmStatus

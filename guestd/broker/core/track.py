@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from guestd.broker.core.burst import Bucket
-from guestd.model.messages import OrderId, Reason, ReclaimStage
+from guestd.model.messages import OrderId, ReclaimStage
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 
 

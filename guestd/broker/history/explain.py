@@ -6,7 +6,7 @@ from datetime import datetime
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.history.store import Past, Store
 from guestd.model.explanation import ResourceExplanation
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 
 _UNKNOWN = Reason("unknown", "nothing is recorded of that time")

@@ -30,7 +30,7 @@ from guestd.broker.history.schema import way_out
 from guestd.broker.metrics.tally import Tally
 from guestd.model.event import DECISIONS, DecisionInputs, Event, EventCode, EventQuery, SeenEvent
 from guestd.model.history import History
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from guestd.guest.core.actions import Settings
 from guestd.guest.core.ops import HandResult, HookEvent, HookOp
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU
 

@@ -43,13 +43,13 @@ from guestd.model.messages import (
     GuestMessage,
     Heartbeat,
     Hello,
-    Reason,
     Reclaim,
     RefusalReason,
     Throttle,
     Usable,
     Welcome,
 )
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU
 

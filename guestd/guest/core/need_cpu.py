@@ -27,7 +27,8 @@ from dataclasses import dataclass
 
 from guestd.guest.core.need import EstimateSettings, Held
 from guestd.model.guest import Sample
-from guestd.model.messages import Reason, Throttle, Urgency
+from guestd.model.messages import Throttle, Urgency
+from guestd.model.reason import Reason
 from guestd.model.units import MILLICORES_PER_VCPU, format_cpus
 
 _Entry = tuple[float, Sample]

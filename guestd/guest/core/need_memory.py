@@ -34,7 +34,8 @@ from dataclasses import dataclass
 from guestd.guest.core.need import EstimateSettings, Held
 from guestd.guest.core.need_cache import CacheGuard
 from guestd.model.guest import Sample
-from guestd.model.messages import Reason, Urgency
+from guestd.model.messages import Urgency
+from guestd.model.reason import Reason
 from guestd.model.units import MIB, format_size
 
 _ARRIVAL_BYTES = 16 * MIB

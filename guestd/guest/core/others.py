@@ -13,7 +13,7 @@ from collections.abc import Collection
 from guestd.guest.core.ops import BlockOp, CpuOp
 from guestd.guest.core.setbacks import Key
 from guestd.model.guest import BlockState, Inventory
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 
 _SHOWN = 4
 

@@ -1,8 +1,9 @@
 """When to take the next sample: often while something moves, hardly ever at rest.
 
 Quick for `quick_for_seconds` after a trigger, an order or a movement; calm for `calm_for_seconds` after a movement or
-an order, and while tasks wait; then at rest, as long as the shell says at once when tasks begin to wait, or more or less
-memory is free (`watched`). With one CPU online the rest is deep: there is nothing that could be given back but memory.
+an order, and while tasks wait; then at rest, as long as the shell says at once when tasks begin to wait, or more or
+less memory is free (`watched`). With one CPU online the rest is deep: there is nothing that could be given back but
+memory.
 """
 
 from guestd.guest.core.actions import Settings, TakeSample

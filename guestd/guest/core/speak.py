@@ -7,7 +7,8 @@ from guestd.guest.core import take
 from guestd.guest.core.need_cpu import CpuNeed
 from guestd.guest.core.need_memory import MemoryNeed
 from guestd.model.guest import Inventory
-from guestd.model.messages import Demand, Reason, Urgency, Usable, Welcome
+from guestd.model.messages import Demand, Urgency, Usable, Welcome
+from guestd.model.reason import Reason
 from guestd.model.resources import Resources
 from guestd.model.units import MIB, MILLICORES_PER_VCPU, round_up
 

@@ -7,43 +7,15 @@ sense raises `ProtocolError` with the field's name; texts are cut and stripped o
 from guestd.v1 import guest_pb2
 from guestd.wire.convert.broker import broker_message_from_bytes, broker_message_from_wire, broker_message_to_wire
 from guestd.wire.convert.guest import guest_message_from_bytes, guest_message_from_wire, guest_message_to_wire
-from guestd.wire.convert.parts import (
-    MAX_CPU_MILLICORES,
-    MAX_MEMORY_BYTES,
-    MAX_MESSAGE_BYTES,
-    check_amounts,
-    clean,
-    limits_from_wire,
-    limits_to_wire,
-    reason_from_wire,
-    reason_to_wire,
-    resources_from_wire,
-    resources_to_wire,
-    usable_from_wire,
-    usable_to_wire,
-)
 
 __all__ = [
-    "MAX_CPU_MILLICORES",
-    "MAX_MEMORY_BYTES",
-    "MAX_MESSAGE_BYTES",
     "NEGOTIATE",
     "broker_message_from_bytes",
     "broker_message_from_wire",
     "broker_message_to_wire",
-    "check_amounts",
-    "clean",
     "guest_message_from_bytes",
     "guest_message_from_wire",
     "guest_message_to_wire",
-    "limits_from_wire",
-    "limits_to_wire",
-    "reason_from_wire",
-    "reason_to_wire",
-    "resources_from_wire",
-    "resources_to_wire",
-    "usable_from_wire",
-    "usable_to_wire",
 ]
 
 NEGOTIATE = f"/{guest_pb2.DESCRIPTOR.services_by_name['GuestService'].full_name}/Negotiate"

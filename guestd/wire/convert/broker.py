@@ -5,13 +5,13 @@ from google.protobuf.message import DecodeError
 from guestd.model.errors import ProtocolError
 from guestd.model.messages import BrokerMessage, Grant, Heartbeat, Reclaim, Throttle, Welcome
 from guestd.v1 import common_pb2, guest_pb2
-from guestd.wire.convert.parts import (
+from guestd.wire.amounts import (
+    KIND,
+    KIND_BACK,
     MAX_CPU_MILLICORES,
     MAX_WORD,
     clean,
     duration,
-    id_from_wire,
-    id_to_wire,
     known,
     most,
     reason_from_wire,
@@ -21,7 +21,8 @@ from guestd.wire.convert.parts import (
     seconds,
     within,
 )
-from guestd.wire.convert.words import GRANT_STAGE, GRANT_STAGE_BACK, KIND, KIND_BACK, RECLAIM_STAGE, RECLAIM_STAGE_BACK
+from guestd.wire.convert.parts import id_from_wire, id_to_wire
+from guestd.wire.convert.words import GRANT_STAGE, GRANT_STAGE_BACK, RECLAIM_STAGE, RECLAIM_STAGE_BACK
 
 
 def broker_message_to_wire(message: BrokerMessage) -> guest_pb2.NegotiateResponse:

@@ -9,7 +9,9 @@ from guestd.model.errors import FloodError, ProtocolError
 from guestd.model.guest import Identity
 from guestd.model.messages import Ack, Demand, GuestMessage, Heartbeat, Hello
 from guestd.v1 import guest_pb2
-from guestd.wire.convert.parts import (
+from guestd.wire.amounts import (
+    KIND,
+    KIND_BACK,
     MAX_CPU_MILLICORES,
     MAX_MEMORY_BYTES,
     MAX_MESSAGE_BYTES,
@@ -18,8 +20,6 @@ from guestd.wire.convert.parts import (
     MAX_WORD,
     clean,
     duration,
-    id_from_wire,
-    id_to_wire,
     known,
     most,
     reason_from_wire,
@@ -27,17 +27,14 @@ from guestd.wire.convert.parts import (
     resources_from_wire,
     resources_to_wire,
     seconds,
-    usable_from_wire,
-    usable_to_wire,
     within,
 )
+from guestd.wire.convert.parts import id_from_wire, id_to_wire, usable_from_wire, usable_to_wire
 from guestd.wire.convert.words import (
     ACK_STATUS,
     ACK_STATUS_BACK,
     CAPABILITY,
     CAPABILITY_BACK,
-    KIND,
-    KIND_BACK,
     REFUSAL,
     REFUSAL_BACK,
     URGENCY,

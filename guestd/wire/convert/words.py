@@ -2,10 +2,8 @@
 
 from guestd.model.guest import Capability
 from guestd.model.messages import AckStatus, GrantStage, ReclaimStage, RefusalReason, Urgency
-from guestd.model.resources import Kind
-from guestd.v1 import common_pb2, guest_pb2
+from guestd.v1 import guest_pb2
 
-KIND = {Kind.CPU: common_pb2.RESOURCE_KIND_CPU, Kind.MEMORY: common_pb2.RESOURCE_KIND_MEMORY}
 CAPABILITY = {
     Capability.CPU_ONLINE: guest_pb2.CAPABILITY_CPU_ONLINE,
     Capability.MEMORY_ONLINE: guest_pb2.CAPABILITY_MEMORY_ONLINE,
@@ -47,7 +45,6 @@ REFUSAL = {
     RefusalReason.VETO: guest_pb2.REFUSAL_REASON_VETO,
     RefusalReason.OTHERS: guest_pb2.REFUSAL_REASON_OTHERS,
 }
-KIND_BACK = {number: kind for kind, number in KIND.items()}
 CAPABILITY_BACK = {number: capability for capability, number in CAPABILITY.items()}
 URGENCY_BACK = {number: urgency for urgency, number in URGENCY.items()}
 GRANT_STAGE_BACK = {number: stage for stage, number in GRANT_STAGE.items()}

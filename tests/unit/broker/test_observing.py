@@ -17,7 +17,8 @@ from guestd.broker.session import Session
 from guestd.model.errors import AdmissionError, NotFoundError
 from guestd.model.explanation import ReclaimRequest
 from guestd.model.guest import Capability, Identity
-from guestd.model.messages import BrokerMessage, Demand, Grant, Hello, Reason, Reclaim, Urgency, Usable, Welcome
+from guestd.model.messages import BrokerMessage, Demand, Grant, Hello, Reclaim, Urgency, Usable, Welcome
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.wire.relay import IngressRelay, Peer, Peers

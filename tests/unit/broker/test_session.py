@@ -8,7 +8,8 @@ from guestd.broker import session as module
 from guestd.broker.failpoint import Failpoint
 from guestd.broker.session import CONNECTION_MESSAGES, MESSAGES_BURST, MESSAGES_PER_SECOND, Allowance, Session
 from guestd.model.errors import FloodError, SupersededError
-from guestd.model.messages import Grant, Heartbeat, OrderId, Reason, Reclaim, ReclaimStage, Throttle, Welcome
+from guestd.model.messages import Grant, Heartbeat, OrderId, Reclaim, ReclaimStage, Throttle, Welcome
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 
 WELCOME = Welcome(1, "a", 1, 10.0, Resources(), Resources())

@@ -8,7 +8,8 @@ from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Phase
 from guestd.broker.view import guest_view, host_view
 from guestd.model.guest import Capability, Identity
-from guestd.model.messages import Demand, Hello, Reason, Urgency, Usable
+from guestd.model.messages import Demand, Hello, Urgency, Usable
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.view import GuestView, LimitsOrigin, ResizePhase

@@ -13,7 +13,7 @@ from guestd.model.errors import GuestdError
 from guestd.model.event import DecisionInputs, Event, EventCode, EventQuery, SeenEvent
 from guestd.model.explanation import GuestExplanation, ReclaimedResource, ReclaimRequest, ResourceExplanation
 from guestd.model.history import History, HistoryPoint, HistoryResource
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import GIB, MIB
 from guestd.model.view import GuestRemoved, GuestView, HostView, LimitsChange

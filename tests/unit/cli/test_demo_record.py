@@ -11,7 +11,7 @@ from guestd.cli.demo.record import (
     probe_records,
 )
 from guestd.cli.demo.timeline import Guest, Load, Record, Service, Socket
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.view import GuestView, ResourceView

@@ -10,7 +10,7 @@ from test_status import GUEST
 from guestd.cli.main import main
 from guestd.cli.settle import missing_for_pause, missing_for_reclaim, missing_for_rest
 from guestd.model.explanation import ReclaimRequest
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import GIB
 from guestd.model.view import GuestView, ResizePhase, ResourceView

@@ -8,7 +8,7 @@ import pytest
 from guestd.cli.screen import Screen
 from guestd.cli.status import amount_text, fitted, render, status_word
 from guestd.cli.text import printable
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.view import GuestView, HostView, LimitsOrigin, ResizePhase, ResourceView

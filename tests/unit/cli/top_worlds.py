@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from guestd.model.errors import GuestdError, NotFoundError, UnreachableError
 from guestd.model.event import Event, EventCode, EventQuery, SeenEvent
 from guestd.model.explanation import GuestExplanation, ResourceExplanation
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB
 from guestd.model.view import GuestRemoved, GuestView, HostView, LimitsOrigin, ResizePhase, ResourceView

@@ -29,12 +29,12 @@ from guestd.model.messages import (
     GuestMessage,
     Hello,
     OrderId,
-    Reason,
     Reclaim,
     ReclaimStage,
     RefusalReason,
     Welcome,
 )
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB
 from guestd.sim.kernel import GuestKernel, Load

@@ -21,7 +21,7 @@ from guestd.model.errors import (
     NotFoundError,
     UnreachableError,
 )
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.view import GuestRemoved, GuestView, LimitsChange, LimitsOrigin, ResizePhase
 from guestd.model.vm import VmStatus

@@ -15,7 +15,6 @@ from guestd.model.messages import (
     Heartbeat,
     Hello,
     OrderId,
-    Reason,
     Reclaim,
     ReclaimStage,
     RefusalReason,
@@ -23,9 +22,10 @@ from guestd.model.messages import (
     Usable,
     Welcome,
 )
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.v1 import common_pb2, guest_pb2
-from guestd.wire import convert
+from guestd.wire import amounts, convert
 from guestd.wire.convert import words
 
 USABLE = Usable(2, 3, 1 << 30, 1 << 29, 128 << 20)
@@ -113,8 +113,8 @@ def test_any_bytes_are_a_message_or_a_protocol_error(data: bytes) -> None:
 
 
 def test_texts_are_cut_and_stripped_of_control_characters() -> None:
-    assert convert.clean("a\x1b[31m\nb", 100) == "a�[31m�b"
-    assert len(convert.clean("x" * 1000, 64)) == 64
+    assert amounts.clean("a\x1b[31m\nb", 100) == "a�[31m�b"
+    assert len(amounts.clean("x" * 1000, 64)) == 64
 
 
 def test_a_message_of_a_newer_version_is_none_for_the_guest() -> None:

@@ -15,7 +15,7 @@ from guestd.model.guest import Identity
 from guestd.model.messages import BrokerMessage, Grant, Heartbeat, Hello, OrderId, Usable, Welcome
 from guestd.model.resources import Kind, Resources
 from guestd.v1 import guest_pb2, guest_pb2_grpc
-from guestd.wire import convert, link
+from guestd.wire import amounts, convert, link
 from guestd.wire.call import open_call
 from guestd.wire.link import Stream, converse
 
@@ -179,7 +179,7 @@ async def test_no_welcome_is_not_waited_for_without_end(
 
 async def test_a_broker_that_does_not_read_cannot_fill_memory() -> None:
     ours, theirs = socket.socketpair()
-    call = await open_call(ours, convert.NEGOTIATE, convert.MAX_MESSAGE_BYTES)
+    call = await open_call(ours, convert.NEGOTIATE, amounts.MAX_MESSAGE_BYTES)
     stream = Stream(call)
     with pytest.raises(UnreachableError, match="does not read"):
         for _ in range(10_000):

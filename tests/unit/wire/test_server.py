@@ -25,11 +25,12 @@ from guestd.model.errors import (
 )
 from guestd.model.explanation import ReclaimedResource, ReclaimRequest
 from guestd.model.guest import Identity
-from guestd.model.messages import BrokerMessage, GuestMessage, Heartbeat, Hello, Reason, Usable, Welcome
+from guestd.model.messages import BrokerMessage, GuestMessage, Heartbeat, Hello, Usable, Welcome
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.view import GuestView, HostView, LimitsChange
 from guestd.v1 import admin_pb2, admin_pb2_grpc, common_pb2, guest_pb2, guest_pb2_grpc, monitor_pb2, monitor_pb2_grpc
-from guestd.wire import convert
+from guestd.wire import amounts, convert
 from guestd.wire import serve_guests as guests_service
 from guestd.wire.health import Health
 from guestd.wire.relay import IngressRelay, Peer, Peers
@@ -348,5 +349,5 @@ async def test_a_place_that_cannot_be_listened_on_is_named(root: Path) -> None:
 
 def test_guests_messages_have_a_hard_limit() -> None:
     options = dict(guests_service.GUEST_SERVER_OPTIONS)
-    assert convert.MAX_MESSAGE_BYTES < options["grpc.max_receive_message_length"] <= 4 * convert.MAX_MESSAGE_BYTES
+    assert amounts.MAX_MESSAGE_BYTES < options["grpc.max_receive_message_length"] <= 4 * amounts.MAX_MESSAGE_BYTES
     assert guest_pb2.DESCRIPTOR.services_by_name["GuestService"].full_name == "guestd.v1.GuestService"

@@ -12,18 +12,8 @@ from guestd.broker.core.ledger import HostCapacity
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Timing, Track
 from guestd.model.guest import Capability, Identity
-from guestd.model.messages import (
-    Ack,
-    AckStatus,
-    Demand,
-    Grant,
-    Heartbeat,
-    Hello,
-    Reason,
-    Reclaim,
-    Urgency,
-    Usable,
-)
+from guestd.model.messages import Ack, AckStatus, Demand, Grant, Heartbeat, Hello, Reclaim, Urgency, Usable
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.vm import VmState, VmStatus

@@ -9,7 +9,8 @@ from guestd.broker.core.ledger import HostCapacity
 from guestd.model.errors import NotFoundError
 from guestd.model.explanation import ResourceExplanation
 from guestd.model.guest import Capability
-from guestd.model.messages import Demand, Reason, Urgency
+from guestd.model.messages import Demand, Urgency
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB
 from guestd.model.vm import VmStatus

@@ -28,13 +28,13 @@ from guestd.model.messages import (
     GrantStage,
     Heartbeat,
     OrderId,
-    Reason,
     Reclaim,
     ReclaimStage,
     RefusalReason,
     Urgency,
     Usable,
 )
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.vm import VmState, VmStatus

@@ -9,7 +9,8 @@ from guestd.broker.core.actions import Log, Record
 from guestd.broker.core.ledger import HostCapacity
 from guestd.broker.core.machine import BrokerMachine
 from guestd.model.guest import Capability
-from guestd.model.messages import AckStatus, Demand, Grant, GrantStage, Heartbeat, Reason, Reclaim, Urgency
+from guestd.model.messages import AckStatus, Demand, Grant, GrantStage, Heartbeat, Reclaim, Urgency
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 

@@ -5,7 +5,8 @@ from one_guest import BOOT, LIMITS, TIMING, USABLE, One, hello, reclaim, sent, v
 
 from guestd.broker.core.expect import INTERVAL_SECONDS, Expectation
 from guestd.broker.core.ledger import HostCapacity
-from guestd.model.messages import AckStatus, Demand, Heartbeat, Reason, Reclaim, Urgency
+from guestd.model.messages import AckStatus, Demand, Heartbeat, Reclaim, Urgency
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB
 

@@ -12,7 +12,7 @@ from guestd.broker.history.file import ID_BLOCK, Batch, HistoryFile
 from guestd.broker.history.schema import PAGE_BYTES
 from guestd.broker.history.steps import TIERS
 from guestd.model.event import DecisionInputs, Event, EventCode, EventQuery
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB
 

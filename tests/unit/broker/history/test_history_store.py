@@ -13,7 +13,7 @@ from guestd.broker.core.guest import GuestState
 from guestd.broker.history import feed
 from guestd.broker.history.store import Store
 from guestd.model.event import DecisionInputs, EventCode, EventQuery
-from guestd.model.messages import Reason
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB
 

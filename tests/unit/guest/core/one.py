@@ -7,15 +7,8 @@ from guestd.guest.core.actions import Action, Do, Rescan, Say, Settings, TakeSam
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, HookOp, Op, TrimOp
 from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, NodeZones, Sample
-from guestd.model.messages import (
-    Demand,
-    Grant,
-    OrderId,
-    Reason,
-    Reclaim,
-    ReclaimStage,
-    Welcome,
-)
+from guestd.model.messages import Demand, Grant, OrderId, Reclaim, ReclaimStage, Welcome
+from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Resources
 from guestd.model.units import GIB, MIB
 

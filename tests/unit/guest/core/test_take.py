@@ -96,6 +96,15 @@ def test_what_is_acceptable_comes_with_its_numbers() -> None:
     assert "MOVABLE : KERNEL is 2.0, then 2.5" in text
 
 
+def test_what_firmware_keeps_of_a_block_is_not_held_against_it() -> None:
+    four_to_one = memory(online=4, offline=16, kernel=4 * BLOCK - MIB)
+    ops = take.blocks_to_online(four_to_one, 20 * BLOCK, ())
+    assert {op.target for op in ops} == {BlockTarget.ONLINE_MOVABLE}
+    one_more = memory(online=4, offline=17, kernel=4 * BLOCK - MIB)
+    ops = take.blocks_to_online(one_more, 21 * BLOCK, ())
+    assert [op.index for op in ops if op.target is BlockTarget.ONLINE_KERNEL] == [20]
+
+
 def test_the_ratio_holds_on_each_numa_node() -> None:
     """A node of nothing but hot-added memory needs kernel memory of its own, whatever the others have."""
     blocks = tuple(MemoryBlock(index, BlockState.OFFLINE, node=1) for index in range(6))

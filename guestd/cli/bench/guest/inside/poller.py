@@ -30,7 +30,8 @@ from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.need_cpu import CpuEstimator, CpuNeed
 from guestd.guest.core.need_memory import MemoryEstimator, MemoryNeed
 from guestd.model.guest import Identity, Sample
-from guestd.model.messages import Reason, Urgency
+from guestd.model.messages import Urgency
+from guestd.model.reason import Reason
 
 MIB = 1 << 20
 GIB = 1 << 30
