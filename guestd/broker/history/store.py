@@ -27,6 +27,7 @@ from guestd.broker.history.file import Batch, HistoryFile
 from guestd.broker.history.floods import Floods
 from guestd.broker.history.sampler import Sampler, sample
 from guestd.broker.history.schema import way_out
+from guestd.broker.history.steps import TIERS
 from guestd.broker.metrics.tally import Tally
 from guestd.model.event import DECISIONS, DecisionInputs, Event, EventCode, EventQuery, SeenEvent
 from guestd.model.history import History
@@ -35,6 +36,8 @@ from guestd.model.resources import Kind
 
 _log = logging.getLogger(__name__)
 _WRITE_SECONDS = 2.0
+_STEP_SECONDS = TIERS[0].step_seconds
+_LOOK_SECONDS = 0.25  # a change of need comes in three rounds of decisions: seen together they cost a third
 _MARK_SECONDS = 60.0  # how often it is written that the broker still looks, when nothing else is
 _MOST_WAITING = 50_000  # events and samples, each, that wait for a slow disk
 _PAGE = 1000
@@ -69,6 +72,9 @@ class Store:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._feed, self._floods, self._sampler = Feed(wall), Floods(), Sampler(wall())
         self._waiting: list[Event] = []
+        self._changed: dict[str, GuestState] = {}  # since they were last looked at
+        self._looked_at = 0.0
+        self._look_again: asyncio.TimerHandle | None = None
         self._new_run = False
         self._openings = 0
         self._trouble = False  # and that was said
@@ -130,7 +136,13 @@ class Store:
             self._tally.events_lost += 1
 
     def look(self, guests: Iterable[GuestState]) -> None:
-        """Something changed about these guests."""
+        """Something changed about these guests. What lasts for less than a quarter of a second may go unseen."""
+        now, before = self._wall(), self._looked_at
+        if 0 <= now - before < _LOOK_SECONDS and now // _STEP_SECONDS == before // _STEP_SECONDS:
+            if self._look_again is None:
+                self._look_again = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._tick)
+            self._changed.update((guest.name, guest) for guest in guests)
+            return
         self._tick()
         for guest in guests:
             self._sampler.note(guest.name, sample(guest))
@@ -219,6 +231,14 @@ class Store:
             await self._write()
 
     def _tick(self) -> None:
+        """See what changed since the last one, which is all in one step, and close the steps that are over."""
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
+        for guest in self._changed.values():
+            self._sampler.note(guest.name, sample(guest))
+        self._changed.clear()
+        self._looked_at = self._wall()
         if not self._sampler.tick(self._wall()):
             self._new_run = True
         if len(self._sampler.rows) > _MOST_WAITING:

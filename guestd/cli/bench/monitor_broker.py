@@ -23,6 +23,7 @@ _COUNTED: Final[tuple[tuple[type, str], ...]] = (
     (Recorder, "may_begin"),
     (Store, "note"),
     (Store, "look"),
+    (Store, "_tick"),
 )
 _THREADS: Final = ("record", "history")
 _TELL_SECONDS: Final = 1.0

@@ -88,6 +88,28 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path, wall: W
     await second.stop()
 
 
+async def test_what_changes_in_quick_succession_is_seen_together_and_nothing_that_lasts_is_missed(
+    store: Store, wall: Wall
+) -> None:
+    async def highest() -> int:
+        return max(point.resources[0].reserved for point in (await store.history("a", BEGIN, None, 0)).points)
+
+    one = guest("a", 1000)
+    store.look([one])
+    for reserved in (2000, 3000):
+        one.tracks[Kind.CPU].reserved = reserved
+        store.look([one])
+    wall.at(14, 0, 1)
+    assert await highest() == 3000, "whoever asks sees it at once"
+    one.tracks[Kind.CPU].reserved = 4000
+    store.look([one])  # and nothing else happens
+    await asyncio.sleep(0.6)
+    one.tracks[Kind.CPU].reserved = 1000
+    store.look([one])
+    wall.at(14, 0, 11)
+    assert await highest() == 4000
+
+
 async def test_quiet_guests_are_written_again_after_a_time_in_which_nothing_was(
     store: Store, wall: Wall, tmp_path: Path
 ) -> None:
