@@ -122,4 +122,4 @@ async def test_with_a_bad_certificate_it_says_so_once_and_serves_its_guests(brok
     lines = [line for line in broker.said.splitlines() if "monitor" in line]
     assert len(lines) == 1, lines
     assert f"error: the monitor does not listen on {broker.address}: {broker.files.certificate}: cannot be" in lines[0]
-    assert lines[0].endswith("; see to the file and its mode; then restart the broker")
+    assert lines[0].endswith("; see to the file and its mode; trying again every 30 s")
