@@ -102,7 +102,7 @@ async def _run(
         _log.warning("%s", uevents.reason)
     _stay_resident(helper_socket is not None)
     if glance.offered:
-        glance.begin(daemon.on_glance)
+        glance.begin(daemon.on_pressure)
     watchers: list[Watcher] = []
     if Capability.PSI in identity.capabilities:
         watchers += await _watch_pressure(hands, daemon, machine)

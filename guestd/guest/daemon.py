@@ -78,11 +78,6 @@ class Daemon:
         self._machine.on_pressure(self._clock())
         self._wake.set()
 
-    def on_glance(self) -> None:
-        """Free memory is not what it was."""
-        self._machine.on_glance(self._clock())
-        self._wake.set()
-
     # ---- decisions -------------------------------------------------------------------------------
 
     async def _decide(self) -> None:

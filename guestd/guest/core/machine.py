@@ -11,9 +11,9 @@ The law:
    offline is left alone for good (`others`).
 5. Before anything is given back the hooks are asked, and memory is made free for what must move (`hooks`, `give`).
 6. Samples come often while something moves (`quick_seconds`), seldom while nothing does (`calm_seconds`), and
-   hardly ever (`rest_seconds`) once nothing has moved for long and the shell says at once when something does. Two
-   things are no reason for haste: tasks that go on waiting after it was said, and what moves because a driver takes
-   memory away, block after block. The CPU time is theirs.
+   hardly ever (`rest_seconds`) once nothing has moved for long and the shell says at once when something does. That
+   memory moves because a driver takes it away is no exception: sampled seldom then, a load that began meanwhile was
+   killed before more was asked for.
 
 Weak spot: what virtio-mem can really take is known only when its driver has tried.
 """
@@ -51,7 +51,6 @@ from guestd.model.messages import (
 )
 from guestd.model.reason import Reason
 from guestd.model.resources import Kind
-from guestd.model.units import MILLICORES_PER_VCPU
 
 PROTOCOL = 1
 _JUST_AFTER_SECONDS = 0.01
@@ -139,26 +138,15 @@ class GuestMachine:
         online = max(1, len(state.inventory.cpus_online) or len(sample.cpu_busy_seconds))
         self._forget_throttle(now)
         load = replace(sample, runnable=min(sample.runnable, online)) if state.hooks.are_at_work(now) else sample
-        known, state.cpu = state.cpu, self.cpu_estimator.update(load, online, now, self._throttle)
+        state.cpu = self.cpu_estimator.update(load, online, now, self._throttle)
         isolated = state.inventory.block_bytes if state.shrinking_memory else 0
         before = state.memory
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
         state.refresh_usable()
         self._news = True
-        stirred = (
-            before is not None
-            and not state.shrinking_memory
-            and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes
-        )
-        rising = state.cpu.waiting and (
-            known is None
-            or state.cpu.needed_millicores > known.needed_millicores
-            or load.runnable * MILLICORES_PER_VCPU > state.cpu.needed_millicores
-        )
-        if rising or state.memory.moving or state.memory.pressure or stirred:
+        stirred = before is not None and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes
+        if state.cpu.waiting or state.memory.moving or state.memory.pressure or stirred:
             self._pace.moved(now)
-        elif state.cpu.waiting:
-            self._pace.stays(now)
         if state.cpu.falls_at is not None and state.cpu.falls_at > now:
             self._pace.soon(state.cpu.falls_at + _JUST_AFTER_SECONDS)
 
@@ -174,25 +162,16 @@ class GuestMachine:
         self._state.cpu = self._state.memory = None
 
     def on_watched(self, watched: bool) -> None:
-        """Whether `on_pressure` and `on_glance` come when tasks begin to wait or memory is being used up (rule 6)."""
+        """Whether `on_pressure` comes at once when tasks begin to wait or memory is being used up (rule 6)."""
         self._pace.watched = watched
 
     def on_pressure(self, now: float) -> None:
-        """A PSI trigger fired: look closely for a moment; once, where that is to be expected."""
-        waiting = self._state.cpu is not None and self._state.cpu.waiting
-        if waiting or self._state.shrinking_memory:
-            self._pace.soon(now)
-        else:
-            self._pace.alarm(now)
-
-    def on_glance(self, now: float) -> None:
-        """Less memory is free than it was, or more: one look says whether it is in use, or cache."""
-        self._pace.soon(now)
+        """A PSI trigger fired, or free memory fell: look closely for a moment."""
+        self._pace.alarm(now)
 
     def on_hotplug(self, now: float) -> None:
         """Something came or went (a hint): look."""
-        calm = self._state.shrinking_memory and self._state.settled
-        self._look_soon(now + self.settings.reconcile_moving_seconds if calm else now)
+        self._look_soon(now)
 
     def on_inventory(self, inventory: Inventory, now: float) -> None:
         """CPUs and blocks as they are."""

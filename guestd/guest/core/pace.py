@@ -1,9 +1,8 @@
 """When to take the next sample: often while something moves, hardly ever at rest.
 
 Quick for `quick_for_seconds` after a trigger, an order or a movement; calm for `calm_for_seconds` after a movement or
-an order, and while tasks wait; then at rest, as long as the shell says at once when tasks begin to wait, or more or
-less memory is free (`watched`). With one CPU online the rest is deep: there is nothing that could be given back but
-memory.
+an order; then at rest, as long as the shell says at once when tasks begin to wait, or more or less memory is free
+(`watched`). With one CPU online the rest is deep: there is nothing that could be given back but memory.
 """
 
 from guestd.guest.core.actions import Settings, TakeSample
@@ -23,12 +22,6 @@ class Pace:
         """Something moves: look closely, and keep looking for a while."""
         self._quick_until = now + self._settings.quick_for_seconds
         self._calm_until = now + self._settings.calm_for_seconds
-        self.soon(now + self._settings.quick_seconds)
-
-    def stays(self, now: float) -> None:
-        """Nothing new, but no rest either."""
-        self._calm_until = now + self._settings.calm_for_seconds
-        self.soon(now + self._settings.calm_seconds)
 
     def alarm(self, now: float) -> None:
         """Something may be moving: look closely for a moment."""

@@ -4,9 +4,8 @@ import errno
 from dataclasses import replace
 
 import pytest
-from one import ALL, BLOCK, SETTINGS, One, grant, hooks, of, ops, reclaim, said, trims
+from one import ALL, BLOCK, SETTINGS, One, grant, hooks, ops, reclaim, said, trims
 
-from guestd.guest.core.actions import Action, Rescan, TakeSample
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandStatus, HookEvent, HookOp, TrimOp
 from guestd.model.guest import Capability
 from guestd.model.messages import (
@@ -252,39 +251,6 @@ def test_virtio_mem_needs_but_a_little_room() -> None:
     one.free_bytes += trim.bytes
     [ack] = said(Ack, one.result(trim))
     assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
-
-
-def test_while_the_driver_takes_memory_away_it_has_the_cpu_for_itself() -> None:
-    before, looks, samples = taken_from(growth_bytes=0)
-    assert said(Ack, before)[-1].status is AckStatus.DONE
-    assert looks <= 2.0 / SETTINGS.reconcile_moving_seconds + 1, "one after the other for what comes in a burst"
-    assert samples <= 2.0 / SETTINGS.calm_seconds + 2.0 / 0.25 + 2, "what stirs is the giving"
-
-
-def test_growth_is_followed_closely_while_the_driver_takes_memory_away() -> None:
-    _, _, samples = taken_from(growth_bytes=20 * MIB)
-    assert samples >= 15
-
-
-def taken_from(growth_bytes: int) -> tuple[list[Action], int, int]:
-    """Half of the memory goes in 2 s, a sixteenth of a block at a time, while more of it is used each time.
-
-    :return: what was done before; how often CPUs and blocks were looked at, and the load.
-    """
-    one = One(blocks=8)
-    one.welcome()
-    done = one.order(reclaim(Kind.MEMORY, 4 * BLOCK)) + one.step(SETTINGS.quick_for_seconds + 0.1)
-    during: list[Action] = []
-    for number in range(40):
-        if number % 10 == 9:
-            one.blocks.discard(max(one.blocks))
-        one.used_bytes += growth_bytes
-        one.machine.on_hotplug(one.now)
-        if number % 5 == 0:
-            one.machine.on_pressure(one.now)
-            one.machine.on_glance(one.now)
-        during += one.step(0.05)
-    return done, len(of(Rescan, during)), len(of(TakeSample, during))
 
 
 def test_a_trim_that_fails_or_hangs_does_not_hold_the_answer_up() -> None:
