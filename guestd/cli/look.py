@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _WATCH_INTERVAL_SECONDS: Final = 0.25
 _PLAIN_INTERVAL_SECONDS: Final = 1.0
+_SENT_SECONDS: Final = 0.001
 
 
 @with_target
@@ -33,7 +34,7 @@ def status(
 
     async def once(client: "BrokerClient") -> None:
         asked = asyncio.gather(client.host(), client.guests())
-        await asyncio.sleep(0)  # the broker has the question now, and until it answers there is time for imports
+        await asyncio.sleep(_SENT_SECONDS)  # the question is on its way: until it is answered there is time for imports
         printed = _status_printer(output)
         printed(*await asked)
 
