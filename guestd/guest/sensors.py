@@ -6,11 +6,12 @@ How it works:
    their numbers; those are taken from sysfs, read before and after, so that hotplug cannot shift them. What psutil does
    not have (runnable tasks, PSI, refaults) comes from `/proc` where there is one.
 2. `quick` reads six files of `/proc` that are opened when it is first called and stay open: no path is looked up again,
-   and only what is used is parsed. It takes about a third of the time. Where `/proc/stat` or `/proc/meminfo`
-   cannot be read it is `regular`. At rest they are kept: that takes 25 KiB of the kernel's memory, and opening
-   them anew would take it just when there is little.
-3. Both give the same for the same files. Counters are handed on as the kernel gives them; differences are the
-   estimator's matter, and it has the CPU numbers to do them right across hotplug.
+   and only what is used is parsed. It takes about an eighth of the time. `/proc/vmstat`, which the kernel adds up over
+   all CPUs and which would be half of the work, and stalls on I/O are read every `slow_seconds`: their rates are taken
+   over a second. Where `/proc/stat` or `/proc/meminfo` cannot be read it is `regular`. At rest the files are kept: that
+   takes 25 KiB of the kernel's memory, and opening them anew would take it just when there is little.
+3. Both give the same for the same files, but for how old what is read seldom is. Counters are handed on as the kernel
+   gives them; differences are the estimator's matter, and it has the CPU numbers to do them right across hotplug.
 4. A file that makes no sense to `quick` is looked at by `regular`, once more and otherwise; where that fails as well
    there is no sample (`SensorError`). A wrong one would be worse: it could give memory away.
 
@@ -19,6 +20,7 @@ Weak spot: without `/proc` runnable tasks are the load average of the last minut
 
 import logging
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,8 @@ from guestd.model.guest import Sample
 _log = logging.getLogger(__name__)
 _TRIES = 3  # to read the CPUs' times while none comes or goes
 _BUSY = ("user", "nice", "system", "irq", "softirq")
-_NAMES = ("stat", "meminfo", "vmstat", "pressure/cpu", "pressure/memory", "pressure/io")
+_PRESSURES = ("pressure/cpu", "pressure/memory", "pressure/io")
+_NAMES = ("stat", "meminfo", "vmstat", *_PRESSURES)
 _TICK_SECONDS = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
@@ -49,10 +52,13 @@ class Sensors:
     """The sensors of this machine.
 
     :param root: Where `proc` and `sys` are. psutil does not know of it and looks at this machine.
+    :param slow_seconds: How old what is read seldom may be.
     """
 
-    def __init__(self, root: Path | str = "/") -> None:
-        self._root = Path(root)
+    def __init__(self, root: Path | str = "/", slow_seconds: float = 0.2) -> None:
+        self._root, self._slow_seconds = Path(root), slow_seconds
+        self._pages, self._slow_due = Pages(), 0.0
+        self._io_some: int | None = None
         self._files: dict[str, OpenFile | None] = {}
         self.failures = 0
         """Quick samples that made no sense."""
@@ -92,21 +98,21 @@ class Sensors:
         stat, vmstat = texts["stat"], texts["vmstat"]
         # psutil gives bytes in pages of 4 KiB, whatever the page is
         pages = parse_vmstat(vmstat) if vmstat is not None else Pages(swapped_in=swap.sin >> 12)
-        cpu_some, memory_some, memory_full, io_some = _pressure(texts)
+        cpu_some, memory_some, io_some = (_stalls(name, texts[name]) for name in _PRESSURES)
         return Sample(
             cpu_busy_seconds=dict(zip(numbers, (_sum(one, _BUSY) for one in times), strict=True)),
             cpu_idle_seconds=dict(zip(numbers, (_sum(one, ("idle", "iowait")) for one in times), strict=True)),
             cpu_steal_seconds=sum(_sum(one, ("steal",)) for one in times),
             runnable=max(parse_running(stat) - 1, 0) if stat is not None else round(psutil.getloadavg()[0]),
-            cpu_some_us=cpu_some,
-            memory_some_us=memory_some,
-            memory_full_us=memory_full,
+            cpu_some_us=cpu_some[0],
+            memory_some_us=memory_some[0],
+            memory_full_us=memory_some[1],
             memory_total_bytes=memory.total,
             memory_available_bytes=memory.available,
             swap_used_bytes=max(swap.used, 0),
             refaults=pages.refaults,
             memory_free_bytes=memory.free,
-            io_some_us=io_some,
+            io_some_us=io_some[0],
             swap_in_pages=pages.swapped_in,
             oom_kills=pages.oom_kills,
         )
@@ -125,10 +131,13 @@ class Sensors:
             return self.regular()
         busy, idle, steal, running = parse_stat(stat.read(), _TICK_SECONDS)
         memory = parse_meminfo(meminfo.read())
-        pages = parse_vmstat(vmstat.read()) if vmstat else Pages()
-        cpu_some, memory_some, memory_full, io_some = _pressure(
-            {name: file.read() if file else None for name, file in files.items() if name.startswith("pressure")}
-        )
+        now = time.monotonic()
+        if now >= self._slow_due:
+            self._pages = parse_vmstat(vmstat.read()) if vmstat else Pages()
+            self._io_some = self._stalled("pressure/io")[0]
+            self._slow_due = now + self._slow_seconds
+        cpu_some = self._stalled("pressure/cpu")[0]
+        memory_some, memory_full = self._stalled("pressure/memory")
         return Sample(
             cpu_busy_seconds=busy,
             cpu_idle_seconds=idle,
@@ -140,19 +149,23 @@ class Sensors:
             memory_total_bytes=memory.total,
             memory_available_bytes=memory.available,
             swap_used_bytes=memory.swap_used,
-            refaults=pages.refaults,
+            refaults=self._pages.refaults,
             memory_free_bytes=memory.free,
-            io_some_us=io_some,
-            swap_in_pages=pages.swapped_in,
-            oom_kills=pages.oom_kills,
+            io_some_us=self._io_some,
+            swap_in_pages=self._pages.swapped_in,
+            oom_kills=self._pages.oom_kills,
         )
+
+    def _stalled(self, name: str) -> tuple[int | None, int | None]:
+        file = self._files[name]
+        return _stalls(name, None if file is None else file.read())
 
     def close(self) -> None:
         """Close all descriptors; the next quick sample opens them again."""
         for file in self._files.values():
             if file is not None:
                 file.close()
-        self._files = {}
+        self._files, self._slow_due = {}, 0.0
 
     def _cpu_times(self) -> tuple[list[int], list[Any]]:
         """The CPUs' numbers, and psutil's times in the same order.
@@ -175,18 +188,15 @@ def is_worth_saying(count: int) -> bool:
     return count & (count - 1) == 0
 
 
-def _pressure(texts: dict[str, bytes | None]) -> tuple[int | None, int | None, int | None, int | None]:
-    """PSI totals in µs: cpu some, memory some and full, io some.
+def _stalls(name: str, text: bytes | None) -> tuple[int | None, int | None]:
+    """PSI totals of one file in µs: some and full.
 
-    :raise SensorError: When a file that is there has no line `some`.
+    :raise SensorError: When it is there and has no line `some`.
     """
-    found: dict[str, tuple[int | None, int | None]] = {}
-    for name in ("pressure/cpu", "pressure/memory", "pressure/io"):
-        text = texts[name]
-        found[name] = parse_pressure(text) if text is not None else (None, None)
-        if text is not None and found[name][0] is None:
-            raise SensorError(name, "no line some with a total")
-    return found["pressure/cpu"][0], *found["pressure/memory"], found["pressure/io"][0]
+    some, full = parse_pressure(text) if text is not None else (None, None)
+    if text is not None and some is None:
+        raise SensorError(name, "no line some with a total")
+    return some, full
 
 
 def _sum(times: object, names: tuple[str, ...]) -> float:

@@ -79,6 +79,13 @@ class Inventory:
     block_bytes: int = 0
     blocks: tuple[MemoryBlock, ...] = ()
     zones: tuple[NodeZones, ...] = ()  # one per NUMA node with memory
+    memory_online_bytes: int = field(init=False, compare=False)  # both counted once: a big VM has thousands of blocks
+    memory_offline_bytes: int = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        offline = sum(block.state is BlockState.OFFLINE for block in self.blocks)
+        object.__setattr__(self, "memory_offline_bytes", self.block_bytes * offline)
+        object.__setattr__(self, "memory_online_bytes", self.block_bytes * (len(self.blocks) - offline))
 
     @property
     def kernel_zone_bytes(self) -> int:
@@ -94,10 +101,6 @@ class Inventory:
     def movable_zone_bytes(self) -> int:
         """Memory present in ZONE_MOVABLE."""
         return sum(node.movable_present_bytes for node in self.zones)
-
-    @property
-    def memory_online_bytes(self) -> int:
-        return self.block_bytes * sum(1 for block in self.blocks if block.state is not BlockState.OFFLINE)
 
 
 @dataclass(frozen=True, slots=True)

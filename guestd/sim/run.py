@@ -166,17 +166,6 @@ class Account:
         self.worst_short = max(self.worst_short, high)
 
 
-@dataclass(frozen=True, slots=True)
-class _Counted(Inventory):
-    """An inventory that was counted once: a big VM has hundreds of blocks."""
-
-    online_bytes: int = 0
-
-    @property
-    def memory_online_bytes(self) -> int:
-        return self.online_bytes
-
-
 class ProfileKernel(GuestKernel):
     """A guest kernel whose programs follow a `Profile`, and that swaps out what does not fit."""
 
@@ -205,9 +194,7 @@ class ProfileKernel(GuestKernel):
         self._refresh()
         key = (self.memory_total, self.vm.guest_memory_bytes, self.vm.guest_cpus, frozenset(self.online_cpus))
         if self._inventory is None or self._inventory[0] != key:
-            plain = super().inventory()
-            fields = {name: getattr(plain, name) for name in Inventory.__slots__}
-            self._inventory = key, _Counted(**fields, online_bytes=plain.memory_online_bytes)
+            self._inventory = key, super().inventory()
         return self._inventory[1]
 
     def next_event(self) -> float:

@@ -44,9 +44,9 @@ def demand(
 ) -> Demand:
     """All that is needed, with reasons; `more` are those beside the two estimators' own."""
     reasons = [cpu.reason, memory.reason]
-    taking = take.acceptable(inventory) if inventory.block_bytes else take.Taking(_ANY_AMOUNT, "")
+    taking = take.acceptable(inventory) if inventory.block_bytes else take.Taking(inventory, _ANY_AMOUNT)
     if taking.acceptable_bytes < memory.needed_bytes:
-        reasons.append(Reason("acceptable", taking.text))
+        reasons.append(Reason("acceptable", taking.explain()))
     return Demand(
         sequence=sequence,
         needed=Resources(cpu.needed_millicores, memory.needed_bytes),

@@ -59,25 +59,31 @@ def blocks_to_online(
 
 @dataclass(frozen=True, slots=True)
 class Taking:
-    """How much memory can be taken in all, in bytes, and what bounds it, in words."""
+    """How much memory can be taken: `more_bytes` beside what is there, online or not."""
 
-    acceptable_bytes: int
-    text: str
+    inventory: Inventory
+    more_bytes: int
+
+    @property
+    def acceptable_bytes(self) -> int:
+        """In all."""
+        return self.inventory.memory_online_bytes + self.inventory.memory_offline_bytes + self.more_bytes
+
+    def explain(self) -> str:
+        """What bounds it, in words."""
+        inventory, free = self.inventory, format_size(self.inventory.kernel_free_bytes)
+        now, after = _Zones(inventory), _Zones(inventory)
+        after.add(inventory.memory_offline_bytes + self.more_bytes)
+        return (
+            f"{format_size(self.more_bytes)} more can be taken now: its memmap comes out of {free} that the kernel has "
+            f"free; MOVABLE : KERNEL is {now.ratio:.1f}, then {after.ratio:.1f}"
+        )
 
 
 def acceptable(inventory: Inventory) -> Taking:
     """The most memory in all that can be plugged now without starving the kernel (rule 3)."""
     spare = max(0, inventory.kernel_free_bytes // 2)
-    offline = inventory.block_bytes * sum(1 for block in inventory.blocks if block.state is BlockState.OFFLINE)
-    more = max(spare * _MEMMAP_SHARE, 0 if offline else inventory.block_bytes)
-    now, after = _Zones(inventory), _Zones(inventory)
-    after.add(offline + more)
-    free = format_size(inventory.kernel_free_bytes)
-    text = (
-        f"{format_size(more)} more can be taken now: its memmap comes out of {free} that the kernel has free; "
-        f"MOVABLE : KERNEL is {now.ratio:.1f}, then {after.ratio:.1f}"
-    )
-    return Taking(inventory.memory_online_bytes + offline + more, text)
+    return Taking(inventory, max(spare * _MEMMAP_SHARE, 0 if inventory.memory_offline_bytes else inventory.block_bytes))
 
 
 class _Zones:

@@ -66,6 +66,20 @@ def test_a_quick_sample(root: Path) -> None:
     sensors.close()
 
 
+def test_what_is_read_seldom_is_as_old_as_it_may_be(root: Path) -> None:
+    lazy, eager = Sensors(root, slow_seconds=1000.0), Sensors(root, slow_seconds=0.0)
+    for sensors in (lazy, eager):
+        assert (sensors.quick().oom_kills, sensors.quick().io_some_us) == (2, 555)
+    write(root, "vmstat", VMSTAT.replace(b"oom_kill 2", b"oom_kill 3"))
+    write(root, "pressure/io", PRESSURE.replace(b"1234567", b"999"))
+    write(root, "pressure/memory", PRESSURE.replace(b"1234567", b"8000000"))
+    assert (lazy.quick().oom_kills, lazy.quick().io_some_us, lazy.quick().memory_some_us) == (2, 555, 8000000)
+    assert (eager.quick().oom_kills, eager.quick().io_some_us) == (3, 999)
+    assert lazy.regular().oom_kills == 3, "the regular sample reads all"
+    for sensors in (lazy, eager):
+        sensors.close()
+
+
 def test_both_lanes_say_the_same_of_the_same_files(root: Path) -> None:
     sensors = Sensors(root)
     agree(sensors.regular(), sensors.quick())

@@ -90,7 +90,7 @@ def test_a_vm_that_is_full_can_still_take_a_block() -> None:
 
 
 def test_what_is_acceptable_comes_with_its_numbers() -> None:
-    text = take.acceptable(memory(4, 0, kernel=GIB, movable=2 * GIB, free=16 * MIB)).text
+    text = take.acceptable(memory(4, 0, kernel=GIB, movable=2 * GIB, free=16 * MIB)).explain()
     assert "512 MiB more" in text
     assert "16 MiB that the kernel has free" in text
     assert "MOVABLE : KERNEL is 2.0, then 2.5" in text
