@@ -5,19 +5,27 @@ CPU or stall on memory the kernel tells by itself (`psi`), but not that a progra
 is some, or lets go of it: that is what is looked for here. Free memory falls for other reasons too (page cache): a fall
 says only that a sample is worth its while. A slow fall counts once it has come to four times as much as a quick one.
 
-The event loop waits in its selector, so that is where the glances are: a timer of the loop's own costs twice as much
-each time, and in a guest that does nothing it is most of what this daemon costs at all.
+How often: half of what is free must still be there at the next glance if it is used up by `_FASTEST_BYTES_PER_SECOND`,
+and then there is as much time again for a plug. So a VM with little left is looked at more closely than one with
+plenty.
+
+The event loop waits in its selector, so that is where the glances are, in as few steps as Python allows: in a guest
+that does nothing they are most of what this daemon costs at all, and it is the code that is met anew after each wait,
+not the call, that makes a glance dear.
 """
 
 import os
+import select
 import selectors
 import time
 from collections.abc import Callable
 
-from guestd.model.units import MIB
+from guestd.model.units import GIB, MIB
 
 _SLOW = 4
 _FREE_PAGES = os.sysconf_names.get("SC_AVPHYS_PAGES", -1)
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_FASTEST_BYTES_PER_SECOND = GIB // 4  # of what takes more nobody could look often enough: PSI tells
 
 
 def free_pages() -> int:
@@ -28,6 +36,7 @@ def free_pages() -> int:
 class Glance(selectors.DefaultSelector):
     """A selector for an event loop; once told to `begin` it looks at free memory while it waits.
 
+    :param seconds: between two glances, the least and the most.
     :param fall_bytes: a fall from one glance to the next that counts.
     :param rise_bytes: a rise since it was last told that counts.
     :param free: how many pages are free; tests have their own.
@@ -38,24 +47,25 @@ class Glance(selectors.DefaultSelector):
 
     def __init__(
         self,
-        seconds: float = 0.25,
+        seconds: tuple[float, float] = (0.25, 1.0),
         fall_bytes: int = 4 * MIB,
         rise_bytes: int = 64 * MIB,
         free: Callable[[], int] = free_pages,
     ) -> None:
         super().__init__()
         self._seconds, self._free = seconds, free
-        self._fall_pages = fall_bytes // os.sysconf("SC_PAGE_SIZE")
-        self._rise_pages = rise_bytes // os.sysconf("SC_PAGE_SIZE")
+        self._fall_pages, self._rise_pages = fall_bytes // _PAGE_BYTES, rise_bytes // _PAGE_BYTES
         self._callback: Callable[[], object] | None = None
         self._last = self._told = 0
         self._due = 0.0
+        self._any_ready = select.poll()
 
     def begin(self, callback: Callable[[], object]) -> None:
         """From now on call back, in the loop, when there is noticeably less free memory, or more."""
         self._callback = callback
         self._last = self._told = self._free()
-        self._due = time.monotonic() + self._seconds
+        self._due = time.monotonic() + self._pause(self._last)
+        self._any_ready.register(self.fileno(), select.POLLIN)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready; nothing when the time is over, or `callback` was called and may have made work."""
@@ -63,19 +73,23 @@ class Glance(selectors.DefaultSelector):
             return super().select(timeout)
         now = time.monotonic()
         end = float("inf") if timeout is None else now + timeout
-        while True:
-            if now >= self._due:
-                self._due = now + self._seconds
-                if self._is_telling(self._free()):
-                    self._callback()
-                    end = now
-            ready = super().select(max(0.0, min(end, self._due) - now))
-            if ready or end <= self._due:
-                return ready
+        while end >= self._due:
+            if now < self._due and self._any_ready.poll((self._due - now) * 1000):
+                return super().select(0)
+            if self._is_telling(self._free()):
+                self._callback()
+                return super().select(0)
             now = time.monotonic()
+        return super().select(max(0.0, end - now))
+
+    def _pause(self, free: int) -> float:
+        """Seconds until the next glance."""
+        least, most = self._seconds
+        return min(most, max(least, free * _PAGE_BYTES / 2 / _FASTEST_BYTES_PER_SECOND))
 
     def _is_telling(self, free: int) -> bool:
         fallen, self._last = self._last - free, free
+        self._due = time.monotonic() + self._pause(free)
         telling = fallen > self._fall_pages or not -self._rise_pages <= self._told - free <= _SLOW * self._fall_pages
         if telling:
             self._told = free

@@ -30,7 +30,7 @@ def run(glance: Glance, test: Callable[[], object]) -> None:
 
 def test_a_fall_is_told_and_nothing_else() -> None:
     memory = Memory()
-    glance = Glance(0.01, 4 << 20, free=memory.free)
+    glance = Glance((0.01, 0.01), 4 << 20, free=memory.free)
 
     async def test() -> None:
         glance.begin(memory.fell)
@@ -44,7 +44,7 @@ def test_a_fall_is_told_and_nothing_else() -> None:
 
 def test_a_slow_fall_and_a_rise_are_told_too() -> None:
     memory = Memory()
-    glance = Glance(0.01, 4 << 20, 64 << 20, memory.free)
+    glance = Glance((0.01, 0.01), 4 << 20, 64 << 20, memory.free)
 
     async def test() -> None:
         glance.begin(memory.fell)
@@ -58,7 +58,7 @@ def test_a_slow_fall_and_a_rise_are_told_too() -> None:
 
 def test_what_is_told_wakes_the_loop_at_once() -> None:
     memory = Memory()
-    glance = Glance(0.01, 4 << 20, free=memory.free)
+    glance = Glance((0.01, 0.01), 4 << 20, free=memory.free)
 
     async def test() -> None:
         woken = asyncio.Event()
@@ -78,13 +78,13 @@ def test_it_does_not_look_before_it_is_told_to() -> None:
     async def test() -> None:
         await asyncio.sleep(0.05)
 
-    run(Glance(0.01, 4 << 20, free=memory.free), test)
+    run(Glance((0.01, 0.01), 4 << 20, free=memory.free), test)
     assert memory.glances == 0
 
 
 def test_sockets_and_timers_are_served_between_glances_and_glances_between_them() -> None:
     memory = Memory()
-    glance = Glance(0.02, 4 << 20, free=memory.free)
+    glance = Glance((0.02, 0.02), 4 << 20, free=memory.free)
     heard: list[bytes] = []
 
     async def test() -> None:
@@ -101,6 +101,27 @@ def test_sockets_and_timers_are_served_between_glances_and_glances_between_them(
     run(glance, test)
     assert heard == [b"x"] * 30
     assert memory.glances >= 4
+
+
+def test_the_less_there_is_the_closer_it_looks() -> None:
+    """At 256 MiB/s half of what is free is to be there at the next glance; pages are 4 KiB."""
+    memory = Memory()
+    glance = Glance((0.01, 0.4), 1 << 40, 1 << 40, memory.free)
+
+    async def glances(pages: int, seconds: float) -> int:
+        memory.pages = pages
+        await asyncio.sleep(0.5)  # the pause until the next one was chosen by what was free before
+        before = memory.glances
+        await asyncio.sleep(seconds)
+        return memory.glances - before
+
+    async def test() -> None:
+        glance.begin(memory.fell)
+        assert 1 <= await glances(1 << 20, 1.0) <= 3, "plenty: every 0.4 s"
+        assert 4 <= await glances(13_107, 1.0) <= 11, "51 MiB: every 0.1 s"
+        assert 20 <= await glances(100, 1.0) <= 101, "nearly nothing: every 0.01 s"
+
+    run(glance, test)
 
 
 def test_there_are_free_pages_here() -> None:
