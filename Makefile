@@ -196,8 +196,8 @@ test: setup  ## everything
 	@$(MAKE) --no-print-directory setup-page || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
 		echo '==> no Chromium here: the tests of the live page will be skipped'; }
 	@$(MAKE) --no-print-directory lint types test-fast
-	$(PYTEST) -n 2 -m slow tests/properties
-	$(PYTEST) -m 'vm or slow' --ignore=tests/properties
+	$(PYTEST) -n 2 --dist loadfile -m 'slow and not vm and not alone'
+	$(PYTEST) -m 'vm or alone'
 
 demo: setup-vm  ## a real VM that grows and shrinks with its load
 	$(PYTHON) -m guestd.cli.main demo

@@ -249,6 +249,42 @@ async def test_check_sees_who_else_is_there(host: Host) -> None:
         await host.shell(VM, "systemctl stop systemd-oomd.socket systemd-oomd tuned", 60)
 
 
+OOMD = """
+cd /run/systemd && mkdir -p oomd.conf.d system/load.slice.d
+printf '[OOM]\\nDefaultMemoryPressureDurationSec=1s\\n' > oomd.conf.d/test.conf
+printf '[Slice]\\nManagedOOMMemoryPressure=kill\\nManagedOOMMemoryPressureLimit=10%%\\n' > system/load.slice.d/test.conf
+systemctl daemon-reload
+systemctl start load.slice systemd-oomd
+"""
+"""systemd-oomd as eager as it can be set, on a slice for loads."""
+OOMD_ENDS = """
+systemctl stop load.slice systemd-oomd.socket systemd-oomd
+cd /run/systemd && rm -rf oomd.conf.d system/load.slice.d
+systemctl daemon-reload; systemctl reset-failed
+"""
+OOMD_KILLS = "journalctl -u systemd-oomd --since=@{since} -q -o cat --no-pager | grep -c '^Killed ' || true"
+
+
+async def test_memory_comes_before_systemd_oomd_acts(host: Host) -> None:
+    """A load grows to three times the VM; first one that is held below its need, to see that systemd-oomd does act."""
+    since = (await host.shell(VM, "date +%s")).strip()
+    kills = OOMD_KILLS.format(since=since)
+    unit = "systemd-run --quiet --slice=load.slice --unit={} --collect --wait {} sh -c '{}'"
+    await host.shell(VM, OOMD)
+    try:
+        held_back = await host.python(VM, loads.GROW, 200, 100, 30, "/dev/null")
+        await host.shell(VM, unit.format("held-back", "-p MemoryHigh=60M", held_back), 60, check=False)
+        assert int(await host.shell(VM, kills)) == 1, "a load that stalls on its own limit is killed"
+        grow = await host.python(VM, loads.GROW, 1536, 100, 5, "/run/vm-test/grown")
+        await host.shell(VM, unit.format("grow", "", grow), 90)
+        grown = json.loads(await host.shell(VM, "cat /run/vm-test/grown"))
+        print(f"beside systemd-oomd: {grown}")
+        assert grown["mib"] >= 1530
+        assert int(await host.shell(VM, kills)) == 1, "none more"
+    finally:
+        await host.shell(VM, OOMD_ENDS, 60, check=False)
+
+
 # ---- sensors -------------------------------------------------------------------------------------
 
 
