@@ -1,7 +1,9 @@
 """Events in the file: rows to and from, and the questions that are asked about them.
 
-Numbers grow with time, so a time is found by bisection and needs no index. Weak spot: where the host's clock was set
-back events of that stretch may be left out of an answer about a time.
+Numbers grow with time, so a time is found by bisection and needs no index. A guest's events are looked up stretch by
+stretch of 4,096 numbers: an index that begins with the stretch grows at its end only, where one by guest would have
+each write touch a page for every guest, which was most of what history cost. Weak spot: where the host's clock was set
+back events of that time may be left out of an answer about it.
 """
 
 import sqlite3
@@ -16,6 +18,9 @@ from guestd.model.resources import Kind
 
 PUT = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _COLUMNS = "id, at, guest, kind, code, text, before, after, reason_code, reason_text, inputs"
+_STRETCH_BITS = 12
+STRETCH = f"(id >> {_STRETCH_BITS})"
+"""The expression that the index begins with: it is used only where the same one is asked for."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LARGEST = (1 << 63) - 1
@@ -45,14 +50,12 @@ def find(database: sqlite3.Connection, query: EventQuery) -> tuple[Event, ...]:
     if query.since is not None:
         low = max(low, _first_id(database, query.since) - 1)
     high = _LARGEST if query.until is None else _first_id(database, query.until)
-    where, values = "id > ? AND id < ?", (low, high)
     if query.guest:
-        where = f"guest = ? AND {where}"
-    guest = (query.guest,) if query.guest else ()
+        return _of_guest(database, query.guest, low, high, query.limit, newest=query.newest)
     order = "DESC" if query.newest else "ASC"
     rows = database.execute(
-        f"SELECT {_COLUMNS} FROM events WHERE {where} ORDER BY id {order} LIMIT ?",  # noqa: S608 - nothing but fixed words
-        (*guest, *values, query.limit),
+        f"SELECT {_COLUMNS} FROM events WHERE id > ? AND id < ? ORDER BY id {order} LIMIT ?",  # noqa: S608 - fixed words
+        (low, high, query.limit),
     ).fetchall()
     return tuple(_event(one) for one in (rows[::-1] if query.newest else rows))
 
@@ -61,13 +64,9 @@ def newest_before(
     database: sqlite3.Connection, guest: str, kind: Kind, codes: Sequence[EventCode], end: datetime
 ) -> Event | None:
     """The last event about one kind of a guest, of those codes and before that time."""
-    marks = ", ".join("?" * len(codes))
-    found = database.execute(
-        f"SELECT {_COLUMNS} FROM events WHERE guest = ? AND id < ? AND kind = ? AND code IN ({marks}) "  # noqa: S608
-        "ORDER BY id DESC LIMIT 1",
-        (guest, _first_id(database, end), kind, *codes),
-    ).fetchone()
-    return found and _event(found)
+    more = f"AND kind = ? AND code IN ({', '.join('?' * len(codes))})"
+    found = _of_guest(database, guest, 0, _first_id(database, end), 1, True, more, (kind, *codes))
+    return found[0] if found else None
 
 
 def around(
@@ -75,10 +74,43 @@ def around(
 ) -> tuple[Event, ...]:
     """The last events about one kind of a guest before that time (None: now), and the next ones; oldest first."""
     middle = _LARGEST if at is None else _first_id(database, at)
-    select = f"SELECT {_COLUMNS} FROM events WHERE guest = ? AND kind = ? AND id"  # noqa: S608 - fixed words
-    older = database.execute(f"{select} < ? ORDER BY id DESC LIMIT ?", (guest, kind, middle, before)).fetchall()
-    newer = database.execute(f"{select} >= ? ORDER BY id LIMIT ?", (guest, kind, middle, after)).fetchall()
-    return tuple(_event(one) for one in older[::-1] + newer)
+    older = _of_guest(database, guest, 0, middle, before, True, "AND kind = ?", (kind,))
+    return older + _of_guest(database, guest, middle - 1, _LARGEST, after, False, "AND kind = ?", (kind,))
+
+
+def _of_guest(
+    database: sqlite3.Connection,
+    guest: str,
+    low: int,
+    high: int,
+    limit: int,
+    newest: bool,
+    more: str = "",
+    values: tuple[object, ...] = (),
+) -> tuple[Event, ...]:
+    """The first events of a guest with numbers between those two, or the last ones; oldest first.
+
+    :param more: a further condition, and its values.
+    """
+    order, end = ("DESC", "max") if newest else ("ASC", "min")
+    select = (
+        f"SELECT {_COLUMNS} FROM events WHERE {STRETCH} = ? AND guest = ? AND id > ? AND id < ? {more} "  # noqa: S608
+        f"ORDER BY id {order} LIMIT ?"
+    )
+    next_id = f"SELECT {end}(id) FROM events WHERE id > ? AND id < ?"  # noqa: S608 - nothing but fixed words
+    rows: list[tuple[object, ...]] = []
+    first, last = low, high  # what is still to be looked at
+    while len(rows) < limit:
+        (found,) = database.execute(next_id, (first, last)).fetchone()
+        if found is None:
+            break
+        stretch = found >> _STRETCH_BITS
+        rows += database.execute(select, (stretch, guest, low, high, *values, limit - len(rows))).fetchall()
+        if newest:
+            last = stretch << _STRETCH_BITS
+        else:
+            first = ((stretch + 1) << _STRETCH_BITS) - 1
+    return tuple(_event(one) for one in (rows[::-1] if newest else rows))
 
 
 def _first_id(database: sqlite3.Connection, at: datetime) -> int:

@@ -12,11 +12,20 @@ import sqlite3
 from contextlib import suppress
 from pathlib import Path
 
+from guestd.broker.history.events_table import STRETCH
+
 _log = logging.getLogger(__name__)
 _APPLICATION = 0x67756864
-SCHEMA = 1
+SCHEMA = 2
 PAGE_BYTES = 4096
 _BAD_KEPT = 3
+_FROM_1 = f"""
+BEGIN;
+DROP INDEX events_of_guest;
+CREATE INDEX events_of_guest ON events ({STRETCH}, guest, id);
+PRAGMA user_version = {SCHEMA};
+COMMIT;
+"""
 _CREATE = f"""
 PRAGMA page_size = {PAGE_BYTES};
 PRAGMA auto_vacuum = INCREMENTAL;
@@ -36,12 +45,12 @@ CREATE TABLE events (
     id INTEGER PRIMARY KEY, at INTEGER NOT NULL, guest TEXT NOT NULL, kind TEXT NOT NULL, code TEXT NOT NULL,
     text TEXT NOT NULL, before INTEGER NOT NULL, after INTEGER NOT NULL, reason_code TEXT, reason_text TEXT, inputs BLOB
 ) STRICT;
-CREATE INDEX events_of_guest ON events (guest, id);
+CREATE INDEX events_of_guest ON events ({STRETCH}, guest, id);
 INSERT INTO meta VALUES ('next_id', 1), ('events', 0), ('samples', 0);
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {SCHEMA};
 COMMIT;
-"""  # noqa: S608 - nothing but numbers
+"""  # noqa: S608 - nothing but fixed words
 
 
 def open_history(path: Path, most_pages: int, log_pages: int) -> sqlite3.Connection:
@@ -68,7 +77,10 @@ def _open(path: Path, most_pages: int, log_pages: int) -> sqlite3.Connection:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         if not database.execute("SELECT 1 FROM sqlite_master").fetchone():
             database.executescript(_CREATE)
-        found = tuple(database.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version"))
+        found = _version(database)
+        if found == (_APPLICATION, 1):
+            database.executescript(_FROM_1)
+            found = _version(database)
         if found != (_APPLICATION, SCHEMA):
             raise _other_file(f"it is another version's or another program's ({found[0]:#x}, {found[1]})")
         database.execute("PRAGMA journal_mode = WAL")
@@ -80,6 +92,12 @@ def _open(path: Path, most_pages: int, log_pages: int) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _version(database: sqlite3.Connection) -> tuple[int, int]:
+    """Whose file it is, and of which schema."""
+    application, schema = (database.execute(f"PRAGMA {n}").fetchone()[0] for n in ("application_id", "user_version"))
+    return application, schema
 
 
 def _other_file(text: str) -> sqlite3.DatabaseError:

@@ -1,9 +1,12 @@
 """The file: bounded, the same after a restart, and begun anew when it cannot be used."""
 
+import contextlib
 import os
 import sqlite3
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -48,6 +51,68 @@ def test_an_event_comes_back_as_it_was(tmp_path: Path) -> None:
     assert list(again.call(NOW, lambda database: events_table.find(database, EventQuery()))) == made
     assert again.first_id == 4
     again.close(4)
+
+
+def test_a_guests_events_are_found_wherever_they_are(tmp_path: Path) -> None:
+    """As by looking at all of them: across stretches of numbers, and over gaps as crashes leave them."""
+    random = Random(7)
+    starts = (1, 4090, 70_000, 1_800_000_000_000)
+    made = [replace(event(one, random.choice("aab")), id=start + one) for start in starts for one in range(20)]
+    of_memory = [replace(one, kind=Kind.MEMORY, code=EventCode.GROWN) for one in made[::3]]
+    made = sorted({one.id: one for one in (*made, *of_memory)}.values(), key=lambda one: one.id)
+    made = [replace(one, at=BEGIN + timedelta(seconds=place)) for place, one in enumerate(made)]
+    file = HistoryFile(tmp_path / "history.db", 1 << 20)
+    file.write(Batch(made[-1].id + 1, NOW, made))
+    codes = (EventCode.GROWN, EventCode.SHRUNK)
+    for _ in range(300):
+        since, until = (random.choice([None, random.choice(made).at]) for _ in range(2))
+        query = EventQuery(
+            random.choice("abc"), since, until, random.choice([0, random.choice(made).id]), random.randint(0, 50)
+        )
+        found = [
+            one.id
+            for one in made
+            if one.guest == query.guest
+            and one.id > query.after_id
+            and (since is None or one.at >= since)
+            and (until is None or one.at < until)
+        ]
+        assert events(file, query) == found[: query.limit]
+        newest = found[-query.limit :] if query.limit else []
+        assert events(file, replace(query, newest=True)) == newest
+        at = random.choice(made).at
+        near = [one for one in made if one.guest == "a" and one.kind is Kind.CPU]
+        older, newer = [one for one in near if one.at < at], [one for one in near if one.at >= at]
+        around = file.call(NOW, lambda database, at=at: events_table.around(database, "a", Kind.CPU, at, 3, 4))
+        assert around == tuple(older[-3:] + newer[:4])
+        before = file.call(
+            NOW, lambda database, at=at: events_table.newest_before(database, "a", Kind.MEMORY, codes, at)
+        )
+        of_that_kind = [one for one in made if (one.guest, one.kind) == ("a", Kind.MEMORY) and one.at < at]
+        assert before == (of_that_kind[-1] if of_that_kind else None)
+    file.close(0)
+
+
+def test_a_file_with_the_index_of_the_first_schema_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "history.db"
+    file = HistoryFile(path, 1 << 20)
+    file.write(Batch(4, NOW, [event(1), event(2, "b"), event(3)]))
+    file.close(4)
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.executescript(
+            "DROP INDEX events_of_guest; CREATE INDEX events_of_guest ON events (guest, id); PRAGMA user_version = 1"
+        )
+    again = HistoryFile(path, 1 << 20)
+    assert events(again, EventQuery("a")) == [1, 3]
+    plan = again.call(
+        NOW,
+        lambda database: database.execute(
+            f"EXPLAIN QUERY PLAN SELECT * FROM events WHERE {events_table.STRETCH} = 0 AND guest = 'a' AND id < 9"
+        ).fetchall(),
+    )
+    assert "USING INDEX events_of_guest (<expr>=? AND guest=? AND id<?)" in str(plan)
+    again.close(4)
+    assert not list(tmp_path.glob("*.bad-*"))
 
 
 def test_numbers_grow_over_a_crash_though_the_last_were_never_written(tmp_path: Path) -> None:
