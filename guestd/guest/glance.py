@@ -56,15 +56,15 @@ class Glance(selectors.DefaultSelector):
         self._seconds, self._free = seconds, free
         self._fall_pages, self._rise_pages = fall_bytes // _PAGE_BYTES, rise_bytes // _PAGE_BYTES
         self._callback: Callable[[], object] | None = None
-        self._last = self._told = 0
-        self._due = 0.0
+        self._last = self._low = self._high = 0
+        self._pause = self._due = 0.0
         self._any_ready = select.poll()
 
     def begin(self, callback: Callable[[], object]) -> None:
         """From now on call back, in the loop, when there is noticeably less free memory, or more."""
         self._callback = callback
-        self._last = self._told = self._free()
-        self._due = time.monotonic() + self._pause(self._last)
+        self._begin_from(self._free())
+        self._due = time.monotonic() + self._pause
         self._any_ready.register(self.fileno(), select.POLLIN)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
@@ -73,24 +73,20 @@ class Glance(selectors.DefaultSelector):
             return super().select(timeout)
         now = time.monotonic()
         end = float("inf") if timeout is None else now + timeout
-        while end >= self._due:
+        while self._due <= end:
             if now < self._due and self._any_ready.poll((self._due - now) * 1000):
                 return super().select(0)
-            if self._is_telling(self._free()):
+            free, now = self._free(), time.monotonic()
+            self._due = now + self._pause
+            if self._last - free > self._fall_pages or not self._low <= free <= self._high:
+                self._begin_from(free)
                 self._callback()
                 return super().select(0)
-            now = time.monotonic()
+            self._last = free
         return super().select(max(0.0, end - now))
 
-    def _pause(self, free: int) -> float:
-        """Seconds until the next glance."""
+    def _begin_from(self, free: int) -> None:
+        """What is told is how that changes."""
+        self._last, self._low, self._high = free, free - _SLOW * self._fall_pages, free + self._rise_pages
         least, most = self._seconds
-        return min(most, max(least, free * _PAGE_BYTES / 2 / _FASTEST_BYTES_PER_SECOND))
-
-    def _is_telling(self, free: int) -> bool:
-        fallen, self._last = self._last - free, free
-        self._due = time.monotonic() + self._pause(free)
-        telling = fallen > self._fall_pages or not -self._rise_pages <= self._told - free <= _SLOW * self._fall_pages
-        if telling:
-            self._told = free
-        return telling
+        self._pause = min(most, max(least, free * _PAGE_BYTES / 2 / _FASTEST_BYTES_PER_SECOND))

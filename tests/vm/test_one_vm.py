@@ -108,7 +108,7 @@ async def test_memory_arrives_ahead_of_a_growing_process(host: Host) -> None:
 async def test_broker_killed_while_growing_and_while_shrinking(host: Host) -> None:
     epoch = (await host.look()).host.epoch
     # While no broker is there nothing comes: the load finds enough for some seconds in what it has.
-    grow = await host.python(VM, loads.GROW, 768, 30, 1000, "/dev/null")
+    grow = await host.python(VM, loads.GROW, 768, 20, 1000, "/dev/null")
     begun = len(host.broker_log)
     async with host.busy(VM, 4), host.load(VM, grow):
         await host.says("cpu: growing", begun)

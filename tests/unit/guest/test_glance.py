@@ -106,11 +106,11 @@ def test_sockets_and_timers_are_served_between_glances_and_glances_between_them(
 def test_the_less_there_is_the_closer_it_looks() -> None:
     """At 256 MiB/s half of what is free is to be there at the next glance; pages are 4 KiB."""
     memory = Memory()
-    glance = Glance((0.01, 0.4), 1 << 40, 1 << 40, memory.free)
+    glance = Glance((0.01, 0.4), 4 << 20, 64 << 20, memory.free)
 
     async def glances(pages: int, seconds: float) -> int:
         memory.pages = pages
-        await asyncio.sleep(0.5)  # the pause until the next one was chosen by what was free before
+        await asyncio.sleep(0.5)  # the pause was chosen by what was free when that was last told
         before = memory.glances
         await asyncio.sleep(seconds)
         return memory.glances - before
