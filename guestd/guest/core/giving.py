@@ -6,6 +6,7 @@ The law:
 2. Memory is made free where what must move has no place to go (`give.trim_bytes`), in chunks, a second before the
    order's deadline at the latest: all that is to go, for a balloon and for blocks, which have to find it free; a little
    for virtio-mem, which has the kernel free what it needs piece by piece (all of it first was measured to be slower).
+   A chunk that fails, or of which next to nothing came free, is the last: what follows does not wait for more.
 3. What takes pages (virtio-mem, balloon) then does it by itself, on the host's word: the answer says how low it may go.
    Blocks of DIMMs are taken offline here, one by one, each with a deadline of its own.
 4. Pressure ends it all: nothing more is given.
@@ -14,7 +15,7 @@ The law:
 from guestd.guest.core import give
 from guestd.guest.core.hooks import Said, Verdict
 from guestd.guest.core.need_memory import MemoryNeed
-from guestd.guest.core.ops import BlockOp, CpuOp, HookOp, TrimOp
+from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus, HookOp, TrimOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.state import State
 from guestd.model.guest import Capability
@@ -23,6 +24,7 @@ from guestd.model.resources import Kind
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
 
 _SPARE_CHUNKS = 4  # of a chunk, a quarter is to stay free
+_PROGRESS_CHUNKS = 16  # of a chunk, so much at least has come free where it is worth going on
 
 
 class Giving:
@@ -64,11 +66,20 @@ class Giving:
         if not self._agreed(current, order, now):
             return None
         given = current.before - max(order.amount, need.floor_bytes)
-        chunk = state.settings.trim_chunk_bytes
+        chunk, free = state.settings.trim_chunk_bytes, state.sample.memory_free_bytes
+        if current.free_before is not None and free < current.free_before + chunk // _PROGRESS_CHUNKS:
+            current.trimmed = True
+            return None
         gone_first = 0 if Capability.VIRTIO_MEM in state.capabilities else given
         wanted = give.trim_bytes(state.sample, gone_first, chunk // _SPARE_CHUNKS) if given > 0 else 0
-        current.trimmed = wanted <= chunk  # then it is the last one
+        current.trimmed, current.free_before = wanted <= chunk, free  # not more than a chunk: then it is the last one
         return TrimOp(min(wanted, chunk)) if wanted >= MIB and self._may_switch_memory else None
+
+    def on_trim(self, result: HandResult) -> None:
+        """What became of a trim. One that took too long may have freed a lot: the next sample tells."""
+        current = self._state.orders.of(Kind.MEMORY)
+        if current is not None and not result.ok and result.status is not HandStatus.TIMEOUT:
+            current.trimmed = True
 
     def next_block(self, current: Order, order: Reclaim, now: float) -> list[BlockOp]:
         """The block to take offline now, where that is the guest's to do."""

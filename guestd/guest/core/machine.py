@@ -196,6 +196,7 @@ class GuestMachine:
         elif isinstance(op, TrimOp):
             if not result.ok:
                 self.counters["failed-trims"] += 1
+            self._giving.on_trim(result)
             self._sample_soon(now)
         else:
             self._state.touched.add(key_of(op))

@@ -267,6 +267,47 @@ def test_a_trim_that_fails_or_hangs_does_not_hold_the_answer_up() -> None:
     assert one.machine.counters["failed-trims"] == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "number"), [(HandStatus.OK, 0), (HandStatus.GONE, errno.ENOENT), (HandStatus.FAILED, errno.EIO)]
+)
+def test_a_trim_that_frees_nothing_is_the_last_and_blocks_go(status: HandStatus, number: int) -> None:
+    """The kernel found nothing that it could give up (which is no failure), or has no memory.reclaim."""
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.movable = {4, 5, 6, 7}
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=30)))
+    actions = one.result(trim, status, number)
+    assert trims(actions) == []
+    assert ops(actions) == [BlockOp(7, BlockTarget.OFFLINE)]
+
+
+def test_a_trim_that_frees_nothing_holds_no_balloon_up() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=30)))
+    actions = one.result(trim)
+    assert trims(actions) == []
+    [ack] = said(Ack, actions)
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
+
+
+def test_a_trim_that_took_too_long_goes_on_where_it_got_somewhere() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=30)))
+    one.free_bytes += 128 * MIB
+    assert len(trims(one.result(trim, HandStatus.TIMEOUT))) == 1
+
+
 def test_without_a_driver_that_takes_pages_blocks_go_one_by_one() -> None:
     one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM})
     one.welcome()
