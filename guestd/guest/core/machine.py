@@ -6,7 +6,8 @@ The law:
    no broker, no change. A lost message or event only delays (a timer looks again).
 2. An order of an older epoch or revision is answered STALE and changes nothing; the same request
    again gets the stored answer again (`orders`).
-3. Every order is answered: in whole, in part, or refused, with what was achieved, before its deadline (`answers`).
+3. Every order is answered: in whole, in part, or refused, with what was achieved, before its deadline (`answers`). While
+   CPUs and blocks cannot be read nothing is switched, and what is due is answered with that.
 4. A CPU or block that fails is left alone for a while, longer each time (`setbacks`); what somebody else took
    offline is left alone for good (`others`).
 5. Before anything is given back the hooks are asked, and memory is made free for what must move (`hooks`, `give`).
@@ -184,8 +185,7 @@ class GuestMachine:
         state.inventory, self._scanning = inventory, False
         state.refresh_usable()
         self._news = True
-        pause = self.settings.reconcile_moving_seconds if state.orders.open else self.settings.reconcile_seconds
-        self._next_scan = now + pause
+        self._next_scan = now + self._scan_pause
 
     def on_result(self, result: HandResult, now: float) -> None:
         """What became of an operation."""
@@ -233,8 +233,9 @@ class GuestMachine:
 
     def next_actions(self, now: float) -> list[Action]:
         """What to do now, in this order. Calling again at once returns nothing new."""
+        cannot_be_read = self._scanning  # what was asked for before has come to nothing
         if now >= self._next_scan:
-            self._next_scan = now + self.settings.reconcile_seconds
+            self._next_scan = now + self._scan_pause
             self._scanning = True
             self._out.append(Rescan())
         sample = self._pace.due(now, self.settled, self.usable.vcpus_online <= 1)
@@ -246,15 +247,21 @@ class GuestMachine:
             for order in self._state.orders.all():
                 self._answer(order, now)
             self._tell_of_more(now)
+        elif cannot_be_read:
+            for order in self._state.orders.open:
+                self._answer_unread(order, now)
         self._speak(now)
         actions, self._out = self._out, []
         return actions
 
     def wake_at(self, now: float) -> float:
         """When to call `next_actions` again if nothing happens before."""
-        deadlines = [order.deadline for order in self._state.orders.open]
-        early = [order.late_at for order in self._state.orders.open if order.late_at > now]
-        return min([self._pace.next_at, self._next_scan, *deadlines, *early, *self._state.setbacks.ends(now)])
+        due = [at for order in self._state.orders.open for at in (order.late_at, order.deadline) if at > now]
+        return min([self._pace.next_at, self._next_scan, *due, *self._state.setbacks.ends(now)])
+
+    @property
+    def _scan_pause(self) -> float:
+        return self.settings.reconcile_moving_seconds if self._state.orders.open else self.settings.reconcile_seconds
 
     def _work(self, kind: Kind, now: float) -> None:
         """Begin what the orders call for and is not under way."""
@@ -320,9 +327,16 @@ class GuestMachine:
             answer = self._giving.cpu_answer(order, current, now)
         else:
             answer = self._giving.memory_answer(order, current, now)
-        if answer is None:
-            return
-        current.answer = answer
+        if answer is not None:
+            self._close(current, answer)
+
+    def _answer_unread(self, current: Order, now: float) -> None:
+        """Its time is nearly over, and there is no telling what is online."""
+        if now >= (current.deadline if isinstance(current.order, Grant) else current.late_at):
+            self._close(current, self._state.answers(now).unread(current.order))
+
+    def _close(self, current: Order, answer: Ack) -> None:
+        order, current.answer = current.order, answer
         if answer.refusal is not None:
             self._count(answer.refusal)
         if isinstance(order, Reclaim) and answer.refusal is not RefusalReason.VETO:

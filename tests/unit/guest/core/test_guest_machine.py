@@ -7,15 +7,17 @@ from itertools import pairwise
 import pytest
 from one import BLOCK, HEARTBEAT_SECONDS, SETTINGS, One, grant, of, ops, reclaim, said
 
-from guestd.guest.core.actions import Do, Rescan, Say
+from guestd.guest.core.actions import Do, Rescan, Say, TakeSample
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus
 from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock, NodeZones
 from guestd.model.messages import (
     Ack,
     AckStatus,
     Demand,
+    Grant,
     Heartbeat,
     OrderId,
+    Reclaim,
     ReclaimStage,
     RefusalReason,
     Throttle,
@@ -358,3 +360,49 @@ def test_asking_again_at_once_brings_nothing_new() -> None:
     one.order(grant(Kind.CPU, 4000))
     assert one.machine.next_actions(one.now) == []
     assert one.machine.wake_at(one.now) > one.now
+
+
+# ---- CPUs and blocks that cannot be read -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "status"),
+    [
+        (reclaim(Kind.CPU, 1000, seconds=5.0), AckStatus.REFUSED),
+        (reclaim(Kind.MEMORY, 2 * BLOCK, seconds=5.0), AckStatus.REFUSED),
+        (grant(Kind.CPU, 4000), AckStatus.PARTIAL),
+    ],
+)
+def test_what_cannot_be_read_is_answered_with_that_in_time_and_looked_at_again(
+    order: Grant | Reclaim, status: AckStatus
+) -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.machine.on_order(order, one.now)
+    seconds = order.remaining_seconds if isinstance(order, Reclaim) else SETTINGS.grant_answer_seconds
+    began, acks, looks, wakings = one.now, [], [], 0
+    while one.now < began + seconds + 3.0:
+        actions = one.machine.next_actions(one.now)
+        acks += [(ack, one.now - began) for ack in said(Ack, actions)]
+        looks += [one.now for _ in of(Rescan, actions)]  # which fail
+        if of(TakeSample, actions):
+            one.sample()
+        wake_at = one.machine.wake_at(one.now)
+        assert wake_at > one.now, "a shell that is woken by the past never sleeps"
+        one.now, wakings = wake_at, wakings + 1
+    [(ack, after)] = acks
+    assert (ack.status, ack.refusal) == (status, RefusalReason.FAILED)
+    assert 0.8 * seconds <= after <= seconds
+    assert looks[1] - looks[0] == pytest.approx(SETTINGS.reconcile_moving_seconds)
+    assert ops(one.step(SETTINGS.reconcile_seconds)) == (
+        [] if isinstance(order, Reclaim) else [CpuOp(2, True), CpuOp(3, True)]
+    )
+
+
+def test_an_order_that_is_late_when_a_look_is_due_is_answered_by_what_is_seen() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.order(reclaim(Kind.CPU, 1000, seconds=5.0))
+    one.cpus = {0}
+    [ack] = said(Ack, one.step(5.0))
+    assert ack.status is AckStatus.DONE
