@@ -6,8 +6,8 @@ The law:
    no broker, no change. A lost message or event only delays (a timer looks again).
 2. An order of an older epoch or revision is answered STALE and changes nothing; the same request
    again gets the stored answer again (`orders`).
-3. Every order is answered: in whole, in part, or refused, with what was achieved, before its deadline (`answers`). While
-   CPUs and blocks cannot be read nothing is switched, and what is due is answered with that.
+3. Every order is answered: in whole, in part, or refused, with what was achieved, before its deadline (`answers`).
+   While CPUs and blocks cannot be read nothing is switched, and what is due is answered with that.
 4. A CPU or block that fails is left alone for a while, longer each time (`setbacks`); what somebody else took
    offline is left alone for good (`others`).
 5. Before anything is given back the hooks are asked, and memory is made free for what must move (`hooks`, `give`).
@@ -109,6 +109,8 @@ class GuestMachine:
             self._count(RefusalReason.STALE)
             return
         grants = isinstance(order, Grant)
+        if not isinstance(order, Grant) or not order.burst:
+            self._state.hooks.forget_ending(order.kind)
         seconds = self.settings.grant_answer_seconds if isinstance(order, Grant) else order.remaining_seconds
         margin = min(self.settings.answer_margin_seconds, self.settings.answer_margin_share * seconds)
         orders.take(order, answers.online(order.kind), now + seconds, now + seconds - margin)
@@ -211,6 +213,7 @@ class GuestMachine:
     def _on_hooks(self, op: HookOp, result: HandResult, now: float) -> None:
         failures = self._state.hooks.failures
         self._state.hooks.on_result(op, result, now)
+        self._tell(self._state.hooks.waiting(op.kind, now))
         if self._state.hooks.failures > failures:
             self.counters["failed-hooks"] += 1
             self._out.append(Log(f"{op.event}: {result.state or result.status}; going on without it"))

@@ -12,7 +12,9 @@ from guestd.model.messages import (
     Ack,
     AckStatus,
     Demand,
+    Grant,
     GrantStage,
+    OrderId,
     RefusalReason,
 )
 from guestd.model.resources import Kind
@@ -219,6 +221,34 @@ def test_hooks_hear_that_a_burst_ends() -> None:
     ending = replace(grant(Kind.CPU, 2000), stage=GrantStage.ENDING, remaining_seconds=9.7, burst=1000)
     events = [(op.event, op.before, op.after, op.seconds) for op in hooks(one.order(ending))]
     assert (HookEvent.BURST_ENDING, 2000, 1000, 9) in events
+
+
+def test_hooks_that_were_at_something_else_hear_afterwards_that_a_burst_ends() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [grown] = hooks(one.order(grant(Kind.CPU, 2000)))
+    ending = replace(grant(Kind.CPU, 2000, 2, 2), stage=GrantStage.ENDING, remaining_seconds=9.7, burst=1000)
+    assert hooks(one.order(ending)) == []
+    one.now += 3.0
+    one.order(replace(ending, id=OrderId(3, 3, 3), stage=GrantStage.SETTLED))  # said again, for another reason
+    told = HookOp(HookEvent.BURST_ENDING, Kind.CPU, 2000, 1000, 6)
+    assert hooks(one.hooked(grown, "done")) == [told]
+    assert hooks(one.hooked(told, "done")) == [], "once"
+
+
+@pytest.mark.parametrize("newer", [None, grant(Kind.CPU, 2000, 3, 3)])
+def test_hooks_hear_nothing_of_a_burst_that_is_over(newer: Grant | None) -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [grown] = hooks(one.order(grant(Kind.CPU, 2000)))
+    one.order(replace(grant(Kind.CPU, 2000, 2, 2), stage=GrantStage.ENDING, remaining_seconds=9.7, burst=1000))
+    if newer is None:
+        one.now += 10.0
+    else:
+        one.order(newer)
+    assert hooks(one.hooked(grown, "done")) == []
 
 
 def test_room_is_made_in_chunks_before_a_balloon_takes_it() -> None:
