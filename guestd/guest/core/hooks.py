@@ -5,8 +5,9 @@ The law:
 1. They hear of whole steps: a vCPU, a memory block. `told` is the amount that they heard of last.
 2. One run per kind at a time; what comes meanwhile is told afterwards, a burst's end as long as it is to come.
 3. Before a shrink they may say no (veto) or not yet (wait). A veto holds for a while, "not yet" for as long as it says;
-   then they are asked again. Failing is no veto. Agreeing holds until it was of use, in case the broker's time was over
-   before they answered.
+   then they are asked again. Failing is no veto, and neither is a run that came to nothing (its worker hung, was
+   killed or was not to be had): both are counted and said, and the resize goes on. Agreeing holds until it was of
+   use, in case the broker's time was over before they answered.
 4. What they do themselves is no load of the guest: while they run, for `_OWN_LOAD_SECONDS` at most, tasks that wait
    for a CPU are not taken to need one. Else a shrink would be undone by asking about it.
 5. A shrink that did not come to what they were told is told as a grow. At the start they are told once what there
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from guestd.guest.core.actions import Settings
-from guestd.guest.core.ops import HandResult, HookEvent, HookOp
+from guestd.guest.core.ops import HandResult, HandStatus, HookEvent, HookOp
 from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU
@@ -136,14 +137,15 @@ class Hooks:
     def on_result(self, op: HookOp, result: HandResult, now: float) -> None:
         """They have answered, or failed to."""
         self._running.pop(op.kind, None)
-        self._exist = result.state not in ("", "none")
+        if result.state:
+            self._exist = result.state != "none"
         self._busy_until = min(self._busy_until, now + _SETTLE_SECONDS)
         self._said.pop(op.kind, None)
         word, _, rest = result.state.partition(":")
-        if word == "failed" or not (result.ok or word in ("", "none")):
+        if word == "failed" or (not word and result.status is not HandStatus.DRY_RUN):
             self.failures += 1
             self._failed[op.kind] = rest or str(result.status)
-        elif word != "none":
+        else:
             self._failed.pop(op.kind, None)
         if op.event is not HookEvent.BEFORE_SHRINK:
             return

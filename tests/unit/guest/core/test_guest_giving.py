@@ -191,6 +191,30 @@ def test_a_hook_that_fails_is_counted_and_said_and_the_shrink_goes_on() -> None:
     assert "hook-failed" in [reason.code for reason in demand.reasons]
 
 
+@pytest.mark.parametrize(
+    "status", [HandStatus.TIMEOUT, HandStatus.STUCK, HandStatus.FAILED, HandStatus.REFUSED, HandStatus.OK]
+)
+def test_a_run_of_hooks_that_came_to_nothing_is_a_failure_too(status: HandStatus) -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [op] = hooks(one.order(reclaim(Kind.CPU, 1000)))
+    actions = one.hooked(op, "", status)
+    assert ops(actions) == [CpuOp(1, False)]
+    assert one.machine.counters["failed-hooks"] == 1
+    [demand] = said(Demand, actions)
+    assert f"hook for cpu failed: {status}" in [reason.text for reason in demand.reasons]
+
+
+def test_a_dry_run_of_hooks_is_no_failure() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [op] = hooks(one.order(reclaim(Kind.CPU, 1000)))
+    one.hooked(op, "", HandStatus.DRY_RUN)
+    assert one.machine.counters["failed-hooks"] == 0
+
+
 def test_hooks_hear_of_more_when_it_is_there_and_only_of_whole_steps() -> None:
     one = One(cpus=1)
     one.welcome()
