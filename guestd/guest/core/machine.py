@@ -184,6 +184,7 @@ class GuestMachine:
             self.counters["taken-by-others"] += len(taken)
             self._out.append(Log(f"{describe(taken)} taken offline by something else: leaving it alone"))
         state.touched.clear()
+        state.setbacks.look(inventory)
         state.inventory, self._scanning = inventory, False
         state.refresh_usable()
         self._news = True
@@ -374,7 +375,7 @@ class GuestMachine:
 
     def _other_reasons(self) -> list[Reason]:
         state = self._state
-        stuck = [str(result.op) for result in state.setbacks.stuck()]
+        stuck = [str(result.op) for result in state.setbacks.stuck().values()]
         others, reasons = state.others.reason(), state.hooks.reasons()
         if others is not None:
             reasons.append(others)

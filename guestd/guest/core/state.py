@@ -70,7 +70,7 @@ class State:
     def ours(self, now: float) -> Collection[Key]:
         """CPUs and blocks that we may have switched ourselves since the last look."""
         doing = {key_of(op) for op in self.doing if isinstance(op, CpuOp | BlockOp)}
-        return self.touched | doing | self.setbacks.resting(now)
+        return self.touched | doing | self.setbacks.resting(now) | self.setbacks.stuck().keys()
 
     def step(self, kind: Kind) -> int:
         """A vCPU in millicores, or a memory block in bytes."""
