@@ -8,9 +8,17 @@ The law:
    for virtio-mem, which has the kernel free what it needs piece by piece (all of it first was measured to be slower).
    A chunk that fails, or of which next to nothing came free, is the last: what follows does not wait for more.
 3. What takes pages (virtio-mem, balloon) then does it by itself, on the host's word: the answer says how low it may go.
-   Blocks of DIMMs are taken offline here, one by one, each with a deadline of its own.
+   Blocks of DIMMs are taken offline here, one by one, each with a deadline of its own. Where there is a balloon as well
+   the DIMMs go first, and it takes what is asked for below the boot memory; so does the host.
 4. Pressure ends it all: nothing more is given.
+
+Weak spot: beside a balloon a block counts as a DIMM's when it came after guestd's first look. Nothing in the guest
+tells a DIMM that the host will remove from one that the VM was started with, for which the host has the balloon take
+as much: memory that went twice could end a program. So DIMMs that were there before guestd was are emptied by the
+kernel, when the host removes them.
 """
+
+from collections.abc import Collection
 
 from guestd.guest.core import give
 from guestd.guest.core.hooks import Said, Verdict
@@ -18,7 +26,7 @@ from guestd.guest.core.need_memory import MemoryNeed
 from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus, HookOp, TrimOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.state import State
-from guestd.model.guest import Capability
+from guestd.model.guest import BlockState, Capability
 from guestd.model.messages import Ack, AckStatus, Reclaim, RefusalReason
 from guestd.model.resources import Kind
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
@@ -93,9 +101,8 @@ class Giving:
             return []
         if need is None or need.pressure or not current.trimmed or not self._agreed(current, order, now):
             return []
-        lowest = max(order.amount, need.floor_bytes)
-        busy, failures = state.busy(BlockOp, now), state.setbacks.counts(BlockOp)
-        return give.blocks_to_offline(state.inventory, lowest, failures, busy)[:1]
+        failures = state.setbacks.counts(BlockOp)
+        return give.blocks_to_offline(state.inventory, self._lowest(order, need), failures, self._not_now(now))[:1]
 
     # ---- answers ---------------------------------------------------------------------------------
 
@@ -141,10 +148,12 @@ class Giving:
     def _block_answer(self, order: Reclaim, current: Order, need: MemoryNeed, now: float) -> Ack | None:
         state, answers = self._state, self._state.answers(now)
         late = self._late(current, now)
-        lowest = max(order.amount, need.floor_bytes)
-        if not late and give.blocks_to_offline(state.inventory, lowest, {}, state.busy(BlockOp, now)):
+        lowest = self._lowest(order, need)
+        if not late and give.blocks_to_offline(state.inventory, lowest, {}, self._not_now(now)):
             return None  # `next_block` takes them, one after the other
         left = answers.online(Kind.MEMORY)
+        if left <= self._balloon_bytes:
+            return answers.memory(order, need, current.before)
         if left <= order.amount:
             return answers.ack(order, AckStatus.DONE)
         if order.amount < need.floor_bytes and left < lowest + state.inventory.block_bytes:
@@ -173,9 +182,32 @@ class Giving:
 
     @property
     def _gives_blocks(self) -> bool:
-        """Memory is taken offline here: there is no driver that takes pages."""
-        pages = {Capability.VIRTIO_MEM, Capability.BALLOON}
-        return not self._state.capabilities & pages and self._may_switch_memory
+        """Memory is taken offline here: there is no driver that takes pages, or only a balloon, and DIMMs beside it."""
+        if Capability.VIRTIO_MEM in self._state.capabilities or not self._may_switch_memory:
+            return False
+        inventory = self._state.inventory
+        return not self._balloon_blocks or self._balloon_bytes < inventory.memory_online_bytes
+
+    @property
+    def _balloon_blocks(self) -> frozenset[int]:
+        """Blocks of which a balloon takes pages."""
+        has_one = Capability.BALLOON in self._state.capabilities
+        return (self._state.first_blocks or frozenset()) if has_one else frozenset()
+
+    @property
+    def _balloon_bytes(self) -> int:
+        """What is online of them."""
+        blocks, inventory = self._balloon_blocks, self._state.inventory
+        online = (block for block in inventory.blocks if block.state is not BlockState.OFFLINE)
+        return inventory.block_bytes * sum(block.index in blocks for block in online) if blocks else 0
+
+    def _lowest(self, order: Reclaim, need: MemoryNeed) -> int:
+        """What is to stay online."""
+        return max(order.amount, need.floor_bytes, self._balloon_bytes)
+
+    def _not_now(self, now: float) -> Collection[int]:
+        """Blocks that are not to be taken offline here, or not now."""
+        return self._state.busy(BlockOp, now) | self._balloon_blocks
 
     @property
     def _may_switch_memory(self) -> bool:

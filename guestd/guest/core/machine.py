@@ -186,6 +186,8 @@ class GuestMachine:
         state.touched.clear()
         state.setbacks.look(inventory)
         state.inventory, self._scanning = inventory, False
+        blocks = frozenset(block.index for block in inventory.blocks)
+        state.first_blocks = blocks if state.first_blocks is None else state.first_blocks & blocks
         state.refresh_usable()
         self._news = True
         self._next_scan = now + self._scan_pause

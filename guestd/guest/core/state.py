@@ -31,6 +31,7 @@ class State:
     orders: Orders = field(default_factory=Orders)
     others: Others = field(default_factory=Others)
     inventory: Inventory = field(default_factory=Inventory)
+    first_blocks: frozenset[int] | None = None  # memory blocks that were there at every look, online or not
     sample: Sample | None = None
     sample_is_old: bool = True  # something has changed what a sample would say
     cpu: CpuNeed | None = None

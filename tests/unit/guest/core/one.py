@@ -41,11 +41,14 @@ def trims(actions: Iterable[Action]) -> list[TrimOp]:
 
 
 class One:
-    """A guest of 4 present CPUs and 8 present blocks, of which some are online."""
+    """A guest of 4 present CPUs and so many present blocks, of which some are online."""
 
-    def __init__(self, cpus: int = 1, blocks: int = 4, capabilities: Iterable[Capability] = ALL) -> None:
+    def __init__(
+        self, cpus: int = 1, blocks: int = 4, capabilities: Iterable[Capability] = ALL, present: int = 8
+    ) -> None:
         self.now = 100.0
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
+        self.present = set(range(present))  # blocks, online or not
         self.movable = set[int]()  # blocks in ZONE_MOVABLE
         self.used_bytes, self.memory_some_us, self.refaults, self.epoch = 100 * MIB, 0, 0, 3
         self.free_bytes, self.runnable = 8 * BLOCK, 0
@@ -58,7 +61,7 @@ class One:
         """Feed it what is there."""
         blocks = tuple(
             MemoryBlock(index, BlockState.ONLINE if index in self.blocks else BlockState.OFFLINE, index in self.movable)
-            for index in range(8)
+            for index in sorted(self.present)
         )
         numbers = frozenset(range(4))
         zones = (NodeZones(0, GIB, GIB, 0),)

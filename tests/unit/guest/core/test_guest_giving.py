@@ -392,6 +392,75 @@ def test_blocks_that_fail_make_a_partial_answer_that_says_when_to_ask_again() ->
     assert 0 < ack.retry_after_seconds <= 2.0
 
 
+def with_dimms_and_a_balloon() -> One:
+    """Booted with four blocks; four came by DIMMs since."""
+    one = One(blocks=4, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON}, present=4)
+    one.welcome()
+    one.present = set(range(8))
+    one.movable = {2, 5, 6, 7}  # 2: boot memory may be, where the kernel was told so
+    actions = one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    for op in ops(actions):
+        actions = one.result(op)
+    assert said(Ack, actions)[-1].achieved == 8 * BLOCK
+    return one
+
+
+def test_dimms_go_before_a_balloon_takes_pages() -> None:
+    one = with_dimms_and_a_balloon()
+    actions = one.order(reclaim(Kind.MEMORY, 6 * BLOCK, 2, 2))
+    assert ops(actions) == [BlockOp(7, BlockTarget.OFFLINE)]
+    assert said(Ack, actions) == []
+    assert ops(one.result(BlockOp(7, BlockTarget.OFFLINE))) == [BlockOp(6, BlockTarget.OFFLINE)]
+    [ack] = said(Ack, one.result(BlockOp(6, BlockTarget.OFFLINE)))
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 6 * BLOCK)
+
+
+def test_below_the_boot_memory_the_balloon_takes_the_rest() -> None:
+    one = with_dimms_and_a_balloon()
+    actions, gone = one.order(reclaim(Kind.MEMORY, 3 * BLOCK, 2, 2, seconds=60)), []
+    while ops(actions):
+        gone += ops(actions)
+        actions = one.result(gone[-1])
+    assert [op.index for op in gone if isinstance(op, BlockOp)] == [7, 6, 5, 4], "never of the boot memory"
+    [ack] = said(Ack, actions)
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 3 * BLOCK)
+    # With the DIMMs gone there are no blocks to give.
+    actions = one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 3, 3))
+    assert ops(actions) == []
+    assert said(Ack, actions)[0].achieved == 2 * BLOCK
+
+
+def test_a_dimm_that_stays_is_said_and_the_balloon_is_not_asked_to_make_up_for_it() -> None:
+    one = with_dimms_and_a_balloon()
+    one.order(reclaim(Kind.MEMORY, 3 * BLOCK, 2, 2, seconds=60))
+    for index in (7, 6, 5):
+        one.result(BlockOp(index, BlockTarget.OFFLINE))
+    [ack] = said(Ack, one.result(BlockOp(4, BlockTarget.OFFLINE), HandStatus.FAILED, errno.EBUSY))
+    assert (ack.status, ack.refusal, ack.achieved) == (AckStatus.PARTIAL, RefusalReason.BUSY, 5 * BLOCK)
+
+
+def test_what_was_there_from_the_start_is_left_to_the_balloon() -> None:
+    """A DIMM that the VM was started with the host never takes: it has the balloon take as much."""
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.movable = {4, 5, 6, 7}
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    actions = one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2))
+    assert ops(actions) == []
+    assert said(Ack, actions)[0].achieved == 4 * BLOCK
+
+
+def test_a_dimm_that_was_there_from_the_start_counts_once_it_went_and_came() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.present, one.blocks = set(range(7)), set(range(7))
+    one.look()
+    one.present, one.blocks, one.movable = set(range(8)), set(range(8)), {7}
+    one.look()
+    assert ops(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2))) == [BlockOp(7, BlockTarget.OFFLINE)]
+
+
 def test_an_impossible_order_is_answered_and_nothing_goes_below_the_floor() -> None:
     one = One(blocks=8)
     one.welcome()
