@@ -47,7 +47,8 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict
     """Busy and idle seconds by CPU number, steal seconds of all CPUs, and runnable tasks, from `/proc/stat`.
 
     Busy is user, nice, system, irq and softirq, idle is idle and iowait; the time of nested guests is part of
-    user already.
+    user already. Steal is the first line's, where a CPU that is offline still counts: a sum over those that have a line
+    would jump with each that comes or goes.
 
     :raise SensorError: When the CPUs' lines or `procs_running` are missing, or are not numbers.
     """
@@ -55,8 +56,8 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict
         raise SensorError("stat", "its first line is not the sum of all CPUs")
     busy: dict[int, float] = {}
     idle: dict[int, float] = {}
-    steal = 0
-    start = text.find(b"\n") + 1  # the first line is the sum of all CPUs
+    start = text.find(b"\n") + 1
+    steal = _steal_ticks(text[: max(0, start - 1)])
     while start and text.startswith(b"cpu", start):
         end = text.find(b"\n", start)
         if end < 0:
@@ -70,11 +71,19 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict
             raise SensorError("stat", f"line {bytes(text[start:end])!r} is not a CPU with at least 7 counters")
         busy[number] = (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) * tick_seconds
         idle[number] = (ticks[3] + ticks[4]) * tick_seconds
-        steal += ticks[7] if len(ticks) > 7 else 0
         start = end + 1
     if not busy:
         raise SensorError("stat", "no line of a single CPU (cpu0, cpu1, …)")
     return busy, idle, steal * tick_seconds, parse_running(text)
+
+
+def _steal_ticks(line: bytes) -> int:
+    fields = line.split(None, 9)
+    if len(fields) < 9:  # a kernel that does not count it
+        return 0
+    if not fields[8].isdigit():
+        raise SensorError("stat", f"line {bytes(line)!r} is not numbers")
+    return int(fields[8])
 
 
 def parse_running(text: bytes) -> int:

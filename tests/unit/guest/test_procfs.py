@@ -64,6 +64,13 @@ def test_stat_is_keyed_by_cpu_number() -> None:
     assert running == 3
 
 
+def test_steal_does_not_jump_when_a_cpu_comes_or_goes() -> None:
+    """The kernel's sum is over all CPUs that may ever be there."""
+    lines = STAT.splitlines(keepends=True)
+    without_one = b"".join(line for line in lines if not line.startswith(b"cpu3"))
+    assert parse_stat(without_one, 0.01)[2] == parse_stat(STAT, 0.01)[2] == pytest.approx(0.30)
+
+
 def test_stat_without_a_steal_column() -> None:
     assert parse_stat(b"cpu  1\ncpu0 1 2 3 4 5 6 7\nprocs_running 1\n", 1.0) == ({0: 19.0}, {0: 9.0}, 0, 1)
 
@@ -84,6 +91,7 @@ def test_stat_without_a_steal_column() -> None:
         (b"cpu  1\ncpu 1 2 3 4 5 6 7\nprocs_running 1\n", "at least 7"),
         (b"cpu  1\ncpu\nprocs_running 1\n", "not numbers"),
         (b"cpu  1\ncpu0 1 2 3 4", "cut off"),
+        (b"cpu  1 2 3 4 5 6 7 x\ncpu0 1 2 3 4 5 6 7\nprocs_running 1\n", "not numbers"),
     ],
 )
 def test_stat_that_makes_no_sense_is_named(text: bytes, what: str) -> None:
