@@ -13,6 +13,10 @@ from pathlib import Path
 from guestd.model.errors import GuestdError
 
 _FIRST_READ_BYTES = 16 << 10
+_IN_PARTS = ("vmstat",)
+"""What the kernel hands out a page at a time, line by line. The other files it makes as wholes (`single_open` in
+fs/seq_file.c), and one read that leaves room has all of it.
+"""
 _NOT_OFFERED = (errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP, errno.EACCES)
 
 
@@ -160,10 +164,10 @@ def _number_after(text: bytes, mark: bytes) -> int | None:
 class OpenFile:
     """One open file of the kernel's, read anew from its start each time."""
 
-    __slots__ = ("_fd", "_size")
+    __slots__ = ("_fd", "_in_parts", "_size")
 
     def __init__(self, path: Path) -> None:
-        self._size = _FIRST_READ_BYTES
+        self._size, self._in_parts = _FIRST_READ_BYTES, path.name in _IN_PARTS
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> bytes:
@@ -173,7 +177,9 @@ class OpenFile:
         """
         while True:
             text = os.pread(self._fd, self._size, 0)
-            if len(text) < self._size:
+            while self._in_parts and (more := os.pread(self._fd, self._size, len(text))):
+                text += more
+            if self._in_parts or len(text) < self._size:
                 return text
             self._size *= 2
 

@@ -1,5 +1,6 @@
 """The parsers, on what kernels say and on what they should not; descriptors on a fake tree."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,25 @@ def test_a_long_file_is_read_whole_and_anew(tmp_path: Path) -> None:
     assert len(file.read()) == 100_000
     path.write_bytes(b"short")
     assert file.read() == b"short"
+    file.close()
+
+
+@pytest.mark.parametrize(("name", "reads"), [("vmstat", 4), ("stat", 1), ("meminfo", 1)])
+def test_what_the_kernel_hands_out_in_parts_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reads: int
+) -> None:
+    """A page at a time, whatever room there is; what comes as a whole is read once."""
+    text, pread, sizes = VMSTAT + b"nr_more 1\n" * 1000, os.pread, []
+
+    def a_page(fd: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return pread(fd, min(size, 4096) if name == "vmstat" else size, offset)
+
+    (tmp_path / name).write_bytes(text)
+    monkeypatch.setattr(os, "pread", a_page)
+    file = OpenFile(tmp_path / name)
+    assert file.read() == text
+    assert len(sizes) == reads
     file.close()
 
 
