@@ -21,7 +21,7 @@ from guestd.wire.link import Stream, converse
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
-_BLIND_SECONDS = 15.0  # three samples at rest: without one for so long nothing is known of the load
+_BLIND_SECONDS = 15.0  # when samples have failed for so long, one after the other, nothing is known of the load
 
 
 class Daemon:
@@ -44,7 +44,7 @@ class Daemon:
         self._machine, self._sense, self._scan, self._hands = machine, sense, scan, hands
         self._dial = dial
         self._clock = clock
-        self._sampled_at = clock()
+        self._failing_since: float | None = None  # when the first sample failed since the last good one
         self._stream: Stream | None = None
         self._doing, self._counted = "looking for the broker", 0
         self._wake = asyncio.Event()
@@ -126,11 +126,12 @@ class Daemon:
             sample = self._sense(quick)
         except (SensorError, OSError) as error:
             self._failed("failed-samples", error)
-            if self._clock() - self._sampled_at > _BLIND_SECONDS:
-                self._machine.on_no_sample()
+            now = self._clock()
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            self._machine.on_failed_sample(now, blind=now - self._failing_since > _BLIND_SECONDS)
             return
-        self._sampled_at = self._clock()
-        self._machine.on_sample(sample, self._sampled_at)
+        self._failing_since = None
+        self._machine.on_sample(sample, self._clock())
 
     def _rescan(self) -> None:
         """Until CPUs and blocks can be read nothing is switched; the timer tries again."""

@@ -160,9 +160,14 @@ class GuestMachine:
         elif self._link is None or now - self._throttle_heard_at > 2.5 * self._link.welcome.heartbeat_seconds:
             self._throttle = None
 
-    def on_no_sample(self) -> None:
-        """The load cannot be read: what was known of it is too old to be said, or to give anything back for."""
-        self._state.cpu = self._state.memory = None
+    def on_failed_sample(self, now: float, blind: bool) -> None:
+        """The load cannot be read: tried again soon, also at rest.
+
+        :param blind: It has been so for long: what was known is too old to be said, or to give anything back for.
+        """
+        self._pace.soon(now + self.settings.retry_sample_seconds)
+        if blind:
+            self._state.cpu = self._state.memory = None
 
     def on_watched(self, watched: bool) -> None:
         """Whether `on_pressure` comes at once when tasks begin to wait or memory is being used up (rule 6)."""

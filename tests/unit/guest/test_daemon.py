@@ -308,6 +308,25 @@ async def test_a_load_that_cannot_be_read_is_counted_said_seldom_and_kept_to_its
     assert isinstance(answer, Ack) and answer.status is AckStatus.DONE
 
 
+def test_one_sample_that_failed_after_a_long_rest_is_no_blindness(root: Path) -> None:
+    rig, now = Rig(root), [time.monotonic()]
+    said: list[bool] = []
+    rig.daemon._clock = lambda: now[0]
+    rig.daemon._machine.on_failed_sample = lambda now, blind: said.append(blind)  # type: ignore[method-assign]
+    rig.daemon._sample(quick=False)
+    now[0] += 30.0
+    rig.sensor_failure = SensorError("meminfo", "no line MemTotal with a number")
+    for _ in range(17):
+        rig.daemon._sample(quick=False)
+        now[0] += 1.0
+    assert said == [False] * 16 + [True]
+    rig.sensor_failure = None
+    rig.daemon._sample(quick=False)
+    rig.sensor_failure = SensorError("meminfo", "no line MemTotal with a number")
+    rig.daemon._sample(quick=False)
+    assert said[-1] is False
+
+
 async def test_cpus_and_blocks_that_cannot_be_read_stop_nothing_else(
     rig: Rig, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
