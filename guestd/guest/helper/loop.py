@@ -160,9 +160,13 @@ class Helper:
 
     def _finish(self, fd: int) -> None:
         """A worker has done its request, or its process has ended and will be reaped."""
-        worker = next(one for one in self._workers.values() if one.channel.fileno() == fd)
+        worker = next((one for one in self._workers.values() if one.channel.fileno() == fd), None)
+        if worker is None:  # a request that was found beside this had it let go of
+            return
         try:
             word = worker.channel.recv(len(DONE), socket.MSG_DONTWAIT)
+        except BlockingIOError:  # the same, and a new one has got the number
+            return
         except OSError:
             word = b""
         if word == DONE and worker.killed_at is None:

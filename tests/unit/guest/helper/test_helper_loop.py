@@ -167,6 +167,34 @@ def test_a_worker_that_is_killed_by_someone_else_is_reported(root: Path, start: 
     assert rig.answers() == [["1", "end", "died"]]
 
 
+def test_a_worker_that_dies_as_a_request_comes_takes_no_other_with_it(root: Path) -> None:
+    """Both are found in one look. The request lets go of the dead one, and the new one gets its descriptor's number."""
+    daemon, helpers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one = module.Helper(helpers_end, 0, str(root))
+    assert one._fork()
+    [(dead, worker)] = one._workers.items()
+    number = worker.channel.fileno()
+    os.kill(dead, signal.SIGKILL)
+    os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
+    daemon.send(b"1 9000\ncpu 1 online")
+    one._receive(hung_up=False)
+    [fresh] = one._workers.keys() - {dead}
+    try:
+        assert one._workers[fresh].channel.fileno() == number
+        one._finish(number)
+        one._finish(9999)
+        assert one._workers[fresh].channel.fileno() == number, "it was not hung up on"
+        daemon.settimeout(10)
+        assert daemon.recv(4096).startswith(b"1 result 0 ok")
+    finally:
+        os.kill(fresh, signal.SIGKILL)
+        for pid in (dead, fresh):
+            os.waitpid(pid, 0)
+            one._workers[pid].close()
+        daemon.close()
+        helpers_end.close()
+
+
 def test_dial_hands_over_the_connected_stream(tmp_path: Path, start: Callable[..., Rig]) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "host"))
