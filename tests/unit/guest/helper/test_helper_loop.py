@@ -136,6 +136,25 @@ def test_a_worker_that_cannot_be_killed_is_stuck_and_its_block_refused(
         assert time.monotonic() < deadline
 
 
+def test_where_too_much_is_stuck_the_host_can_still_be_reached(
+    root: Path, start: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_STUCK", 0)
+
+    def dial(port: int, timeout_seconds: float) -> socket.socket:
+        raise ConnectionResetError(errno.ECONNRESET, "no")
+
+    rig = start(dial=dial)
+    rig.ask("1 5000\ncpu 1 online")
+    assert rig.answers() == [["1", "refused", "busy"]]
+    rig.ask("2 5000\ndial 7777\ncpu 1 online")
+    assert rig.answers() == [["2", "refused", "busy"]]
+    rig.ask("3 5000\ndial 7777")
+    assert rig.answers() == [["3", "result", "0", "failed", str(errno.ECONNRESET), ""], ["3", "end", "ok"]]
+    rig.ask("4 5000\npsi memory")
+    assert rig.answers()[-1] == ["4", "end", "ok"]
+
+
 def test_a_reclaim_that_never_returns_is_killed_and_one_that_is_stuck_keeps_others_out(
     root: Path, start: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
