@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from guestd.guest.identity import identify, only_reports
 from guestd.guest.psi import TRIGGERS, Watcher
 from guestd.guest.reporter import NoHands
 from guestd.guest.sensors import Sensors
-from guestd.guest.uevents import Uevents
+from guestd.guest.uevents import RESCAN, Uevents
 from guestd.model.errors import ConfigError, GuestdError
-from guestd.model.guest import Capability, Inventory
+from guestd.model.guest import Capability, Identity, Inventory
 from guestd.runtime import logs
 from guestd.runtime.notify import Notifier
 
@@ -77,7 +78,8 @@ async def _run(
     settings: GuestConfig, helper_socket: socket.socket | None, dry_run: bool, root: Path, glance: Glance
 ) -> None:
     hands = _hands(helper_socket, dry_run, root)
-    identity = identify(dry_run, helper_socket is not None, root)
+    who = partial(identify, dry_run, helper_socket is not None, root)
+    identity = who()
     times = Settings(shrink_hook_seconds=settings.shrink_hook_seconds, grow_hook_seconds=settings.grow_hook_seconds)
     machine = GuestMachine(identity, time.monotonic(), times)
     sensors = Sensors(root)
@@ -97,7 +99,7 @@ async def _run(
         return await hands.dial(settings.port)
 
     daemon = Daemon(machine, sensors.sample, scan, hands, dial)
-    uevents = Uevents(lambda _: daemon.on_hotplug())
+    uevents = Uevents(partial(_on_uevent, daemon, who))
     if not uevents.start():
         _log.warning("%s", uevents.reason)
     _stay_resident(helper_socket is not None)
@@ -117,6 +119,17 @@ async def _run(
         for watcher in watchers:
             watcher.close()
         sensors.close()
+
+
+def _on_uevent(daemon: Daemon, who: Callable[[], Identity], subsystem: str) -> None:
+    """A driver of a virtio device may be loaded long after guestd was started."""
+    daemon.on_hotplug()
+    if subsystem not in ("virtio", RESCAN):
+        return
+    try:
+        daemon.on_identity(who())
+    except OSError as error:
+        _log.warning("what is offered here cannot be read (%s), it stays as it was", error)
 
 
 def _stay_resident(wanted: bool) -> None:

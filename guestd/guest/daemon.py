@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from guestd.guest.core.actions import Action, Do, Log, Rescan, Say, TakeSample
 from guestd.guest.core.machine import GuestMachine
@@ -14,8 +15,8 @@ from guestd.guest.hands import Hands, HelperGone
 from guestd.guest.procfs import SensorError
 from guestd.guest.sensors import is_worth_saying
 from guestd.model.errors import ProtocolError, UnreachableError
-from guestd.model.guest import Inventory, Sample
-from guestd.model.messages import BrokerMessage, Grant, Reclaim, Throttle, Welcome
+from guestd.model.guest import Identity, Inventory, Sample
+from guestd.model.messages import BrokerMessage, Grant, Hello, Reclaim, Throttle, Welcome
 from guestd.wire.link import Stream, converse
 
 _log = logging.getLogger(__name__)
@@ -70,6 +71,15 @@ class Daemon:
     def on_hotplug(self) -> None:
         """An event said that something came or went."""
         self._machine.on_hotplug(self._clock())
+        self._wake.set()
+
+    def on_identity(self, identity: Identity) -> None:
+        """What this guest is now: where it can do other things than before the broker hears so, by another hello."""
+        if identity.capabilities == self._machine.identity.capabilities:
+            return
+        self._machine.on_identity(identity)
+        if self._stream is not None:
+            self._stream.close()
         self._wake.set()
 
     def on_pressure(self) -> None:
@@ -174,9 +184,9 @@ class Daemon:
         """
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            began = self._clock()
+            began, hello = self._clock(), self._machine.hello()
             try:
-                await converse(self._dial, self._machine.hello(), self._on_open, self._on_message)
+                await converse(self._dial, hello, partial(self._on_open, hello), self._on_message)
             except (UnreachableError, ProtocolError) as error:
                 if isinstance(error, ProtocolError):
                     self.counters["protocol-errors"] += 1
@@ -191,8 +201,10 @@ class Daemon:
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.6)
 
-    def _on_open(self, stream: Stream, welcome: Welcome) -> None:
+    def _on_open(self, hello: Hello, stream: Stream, welcome: Welcome) -> None:
         self._stream = stream
+        if hello.identity is not self._machine.identity:  # it changed meanwhile
+            stream.close()
         self._be(f"served as {welcome.guest}")
         self._machine.on_welcome(welcome, self._clock())
         self._wake.set()

@@ -85,6 +85,14 @@ class GuestMachine:
         """What to say first on a new stream."""
         return Hello(PROTOCOL, PROTOCOL, self.identity, self.usable, self._state.orders.last_revision)
 
+    def on_identity(self, identity: Identity) -> None:
+        """A driver came or went since the start. The broker hears of it by the next `hello`."""
+        before, after = self.identity.capabilities, identity.capabilities
+        self.identity = identity
+        self._state.capabilities = after
+        came, gone = (", ".join(sorted(one)) or "nothing" for one in (after - before, before - after))
+        self._out.append(Log(f"offered here from now on: {came}; no longer: {gone}"))
+
     def on_welcome(self, welcome: Welcome, now: float) -> None:
         """The broker accepted. Another epoch starts counting orders anew (a lower one: it lost its journal)."""
         self._link = speak.Link(welcome)

@@ -6,18 +6,22 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
 from guestd.broker.hypervisor.fake import FakeVm
+from guestd.guest import app
 from guestd.guest import daemon as module
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import CpuOp, HandResult, Op
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands
+from guestd.guest.identity import identify
 from guestd.guest.procfs import SensorError
+from guestd.guest.uevents import RESCAN
 from guestd.model.errors import UnreachableError
 from guestd.model.guest import Capability, Identity, Inventory, Sample
 from guestd.model.messages import (
@@ -267,6 +271,48 @@ async def test_hotplug_makes_it_look_at_once(rig: Rig, broker: Broker) -> None:
     rig.daemon.on_hotplug()
     await until(lambda: rig.kernel.online_blocks == set(range(8)), 0.4)
     assert rig.scans > scans
+
+
+async def test_a_driver_that_is_bound_later_is_said_by_another_hello(rig: Rig, broker: Broker, tmp_path: Path) -> None:
+    rig.start()
+    await until(lambda: broker.of(Demand))
+    (tmp_path / "sys/devices/system/memory").mkdir(parents=True)
+    (tmp_path / "sys/devices/system/memory/block_size_bytes").write_text("8000000")
+    (tmp_path / "sys/devices/system/cpu/hotplug").mkdir(parents=True)
+    who = partial(identify, False, True, tmp_path)
+    app._on_uevent(rig.daemon, who, "virtio")
+    assert broker.streams == 1, "as it was"
+    (tmp_path / "sys/bus/virtio/drivers/virtio_balloon/virtio3").mkdir(parents=True)
+    app._on_uevent(rig.daemon, who, "memory")
+    assert broker.streams == 1, "that tells of no driver"
+    app._on_uevent(rig.daemon, who, RESCAN)
+    await until(lambda: len(broker.of(Hello)) == 2)
+    first, second = broker.of(Hello)
+    assert isinstance(first, Hello) and isinstance(second, Hello)
+    assert second.identity.capabilities - first.identity.capabilities == {Capability.BALLOON}
+    assert second.identity.generation > first.identity.generation
+
+
+async def test_a_driver_that_is_bound_while_it_dials_is_said_by_another_hello(rig: Rig, broker: Broker) -> None:
+    dial = rig.daemon._dial
+
+    async def slow() -> socket.socket:
+        if rig.dials == 0:
+            rig.daemon.on_identity(Identity(bytes(16), 2, capabilities=frozenset({Capability.BALLOON})))
+        return await dial()
+
+    rig.daemon._dial = slow
+    rig.start()
+    await until(lambda: len(broker.of(Hello)) == 2)
+    assert [one.identity.generation for one in broker.of(Hello) if isinstance(one, Hello)] == [1, 2]
+
+
+async def test_what_is_offered_and_cannot_be_read_stays_as_it_was(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    def who() -> Identity:
+        raise OSError(errno.EIO, "broken")
+
+    app._on_uevent(rig.daemon, who, "virtio")
+    assert "broken" in caplog.text
 
 
 async def test_pressure_makes_it_sample_at_once(rig: Rig) -> None:

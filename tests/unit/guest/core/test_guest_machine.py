@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from one import BLOCK, HEARTBEAT_SECONDS, SETTINGS, One, grant, of, ops, reclaim, said
 
-from guestd.guest.core.actions import Do, Rescan, Say, TakeSample
+from guestd.guest.core.actions import Do, Log, Rescan, Say, TakeSample
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus
 from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock, NodeZones
 from guestd.model.messages import (
@@ -406,3 +406,16 @@ def test_an_order_that_is_late_when_a_look_is_due_is_answered_by_what_is_seen() 
     one.cpus = {0}
     [ack] = said(Ack, one.step(5.0))
     assert ack.status is AckStatus.DONE
+
+
+def test_a_driver_that_came_later_counts_from_then_on() -> None:
+    one = One(capabilities={Capability.CPU_ONLINE})
+    one.welcome()
+    [ack] = said(Ack, one.order(grant(Kind.MEMORY, 6 * BLOCK)))
+    assert ack.refusal is RefusalReason.UNSUPPORTED
+    more = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE})
+    one.machine.on_identity(replace(one.machine.identity, generation=2, capabilities=more))
+    assert one.machine.hello().identity.generation == 2
+    actions = one.order(grant(Kind.MEMORY, 6 * BLOCK, 2, 2))
+    assert [op.index for op in ops(actions) if isinstance(op, BlockOp)] == [4, 5]
+    assert any("from now on: memory-online; no longer: nothing" in log.text for log in of(Log, actions))
