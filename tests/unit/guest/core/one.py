@@ -48,6 +48,7 @@ class One:
     ) -> None:
         self.now = 100.0
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
+        self.kernel_free = GIB  # bytes
         self.present = set(range(present))  # blocks, online or not
         self.movable = set[int]()  # blocks in ZONE_MOVABLE
         self.used_bytes, self.memory_some_us, self.refaults, self.epoch = 100 * MIB, 0, 0, 3
@@ -64,7 +65,7 @@ class One:
             for index in sorted(self.present)
         )
         numbers = frozenset(range(4))
-        zones = (NodeZones(0, GIB, GIB, 0),)
+        zones = (NodeZones(0, GIB, self.kernel_free, 0),)
         inventory = Inventory(numbers, numbers, frozenset(self.cpus), self.pinned, BLOCK, blocks, zones)
         self.machine.on_inventory(inventory, self.now)
         self.sample()

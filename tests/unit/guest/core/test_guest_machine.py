@@ -419,3 +419,19 @@ def test_a_driver_that_came_later_counts_from_then_on() -> None:
     actions = one.order(grant(Kind.MEMORY, 6 * BLOCK, 2, 2))
     assert [op.index for op in ops(actions) if isinstance(op, BlockOp)] == [4, 5]
     assert any("from now on: memory-online; no longer: nothing" in log.text for log in of(Log, actions))
+
+
+def test_what_more_it_can_take_is_said_when_it_has_taken_what_it_said() -> None:
+    """A minimum may be far above the need: then nothing else would be said until the next heartbeat."""
+    one = One(blocks=4, present=4)
+    one.kernel_free = 4 * MIB
+    one.look()
+    one.welcome()
+    one.step(1.0)
+    assert one.demand is not None
+    acceptable = one.demand.acceptable_memory_bytes
+    assert acceptable == 5 * BLOCK
+    one.present = set(range(5))
+    [op] = ops(one.order(grant(Kind.MEMORY, acceptable)))
+    [demand] = said(Demand, one.result(op))
+    assert demand.acceptable_memory_bytes == 6 * BLOCK
