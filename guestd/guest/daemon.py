@@ -11,6 +11,7 @@ from functools import partial
 
 from guestd.guest.core.actions import Action, Do, Log, Rescan, Say, TakeSample
 from guestd.guest.core.machine import GuestMachine
+from guestd.guest.core.setbacks import Key
 from guestd.guest.hands import Hands, HelperGone
 from guestd.guest.procfs import SensorError
 from guestd.guest.sensors import is_worth_saying
@@ -52,6 +53,9 @@ class Daemon:
         self._working: set[asyncio.Task[None]] = set()
         self.on_status: Callable[[str], object] = lambda text: None
         """Told what the daemon is at, in words, for the service manager."""
+        self._held = machine.held
+        self.on_held: Callable[[frozenset[Key]], object] = lambda held: None
+        """Told what others took offline, whenever that changed."""
 
     async def run(self) -> None:
         """Until cancelled. Ending changes nothing in the VM."""
@@ -151,6 +155,9 @@ class Daemon:
             self._failed("failed-looks", error)
             return
         self._machine.on_inventory(inventory, self._clock())
+        if self._machine.held != self._held:
+            self._held = self._machine.held
+            self.on_held(self._held)
 
     def _failed(self, what: str, error: Exception) -> None:
         """Count it, and say it now and then."""

@@ -20,7 +20,7 @@ Weak spot: what virtio-mem can really take is known only when its driver has tri
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from guestd.guest.core import speak, take
@@ -33,7 +33,7 @@ from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus, HookOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.others import describe
 from guestd.guest.core.pace import Pace
-from guestd.guest.core.setbacks import Setbacks, key_of
+from guestd.guest.core.setbacks import Key, Setbacks, key_of
 from guestd.guest.core.state import State
 from guestd.model.guest import Capability, Identity, Inventory, Sample
 from guestd.model.messages import (
@@ -84,6 +84,15 @@ class GuestMachine:
     def hello(self) -> Hello:
         """What to say first on a new stream."""
         return Hello(PROTOCOL, PROTOCOL, self.identity, self.usable, self._state.orders.last_revision)
+
+    @property
+    def held(self) -> frozenset[Key]:
+        """What others took offline: left alone, also after a restart (`on_held`)."""
+        return frozenset(self._state.others.held)
+
+    def on_held(self, held: Collection[Key]) -> None:
+        """What was held before this daemon began, said before the first look."""
+        self._state.others.held = set(held)
 
     def on_identity(self, identity: Identity) -> None:
         """A driver came or went since the start. The broker hears of it by the next `hello`."""

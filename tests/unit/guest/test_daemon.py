@@ -17,6 +17,7 @@ from guestd.guest import app
 from guestd.guest import daemon as module
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import CpuOp, HandResult, Op
+from guestd.guest.core.setbacks import Key
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands
 from guestd.guest.identity import identify
@@ -313,6 +314,20 @@ async def test_what_is_offered_and_cannot_be_read_stays_as_it_was(rig: Rig, capl
 
     app._on_uevent(rig.daemon, who, "virtio")
     assert "broken" in caplog.text
+
+
+async def test_what_others_took_offline_is_told_whenever_it_changed(rig: Rig, broker: Broker) -> None:
+    told: list[frozenset[Key]] = []
+    rig.daemon.on_held = told.append
+    await rig.vm.request_vcpus(2)
+    rig.start()
+    broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.CPU, 2000))
+    await until(lambda: broker.of(Ack))
+    assert told == []
+    rig.kernel.perform(CpuOp(1, False))
+    rig.daemon.on_hotplug()
+    await until(lambda: told)
+    assert told == [{(CpuOp, 1)}]
 
 
 async def test_pressure_makes_it_sample_at_once(rig: Rig) -> None:

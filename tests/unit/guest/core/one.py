@@ -6,6 +6,7 @@ from typing import TypeVar
 from guestd.guest.core.actions import Action, Do, Rescan, Say, Settings, TakeSample
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, HookOp, Op, TrimOp
+from guestd.guest.core.setbacks import Key
 from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, NodeZones, Sample
 from guestd.model.messages import Demand, Grant, OrderId, Reclaim, ReclaimStage, Welcome
 from guestd.model.reason import Reason
@@ -44,7 +45,12 @@ class One:
     """A guest of 4 present CPUs and so many present blocks, of which some are online."""
 
     def __init__(
-        self, cpus: int = 1, blocks: int = 4, capabilities: Iterable[Capability] = ALL, present: int = 8
+        self,
+        cpus: int = 1,
+        blocks: int = 4,
+        capabilities: Iterable[Capability] = ALL,
+        present: int = 8,
+        held: Iterable[Key] = (),
     ) -> None:
         self.now = 100.0
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
@@ -56,6 +62,7 @@ class One:
         self.demand: Demand | None = None  # said last
         self.hooks_say: str | None = "none"  # None: nothing, for now
         self.machine = GuestMachine(Identity(bytes(16), 1, capabilities=frozenset(capabilities)), self.now)
+        self.machine.on_held(frozenset(held))
         self.look()
 
     def look(self) -> list[Action]:
