@@ -4,15 +4,17 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import guestd
-from guestd.guest import config, sysfs
+from guestd.guest import config, held_file, sysfs
 from guestd.guest.config import GuestConfig
 from guestd.guest.core.actions import Settings
 from guestd.guest.core.machine import GuestMachine
@@ -24,9 +26,9 @@ from guestd.guest.identity import identify, only_reports
 from guestd.guest.psi import TRIGGERS, Watcher
 from guestd.guest.reporter import NoHands
 from guestd.guest.sensors import Sensors
-from guestd.guest.uevents import Uevents
+from guestd.guest.uevents import RESCAN, Uevents
 from guestd.model.errors import ConfigError, GuestdError
-from guestd.model.guest import Capability, Inventory
+from guestd.model.guest import Capability, Identity, Inventory
 from guestd.runtime import logs
 from guestd.runtime.notify import Notifier
 
@@ -60,11 +62,13 @@ def main(arguments: list[str], helper_socket: socket.socket | None, root: Path =
         sys.exit(2)
     logs.setup(logging.DEBUG if settings.log_verbose else logging.INFO)
     try:
+        held = None
         if helper_socket is not None:  # from here on root is the helper's alone
+            held = held_file.open_in(os.environ.get("RUNTIME_DIRECTORY"))
             drop_privileges(settings.user)
         glance = Glance()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(glance)) as runner:
-            runner.run(_run(settings, helper_socket, parsed.dry_run, root, glance))
+            runner.run(_run(settings, helper_socket, parsed.dry_run, root, glance, held))
     except HelperGone as error:
         _log.error("%s; ending, to be started anew: nothing in this VM has changed", error)
         sys.exit(1)
@@ -74,12 +78,20 @@ def main(arguments: list[str], helper_socket: socket.socket | None, root: Path =
 
 
 async def _run(
-    settings: GuestConfig, helper_socket: socket.socket | None, dry_run: bool, root: Path, glance: Glance
+    settings: GuestConfig,
+    helper_socket: socket.socket | None,
+    dry_run: bool,
+    root: Path,
+    glance: Glance,
+    held: int | None,
 ) -> None:
     hands = _hands(helper_socket, dry_run, root)
-    identity = identify(dry_run, helper_socket is not None, root)
+    who = partial(identify, dry_run, helper_socket is not None, root)
+    identity = who()
     times = Settings(shrink_hook_seconds=settings.shrink_hook_seconds, grow_hook_seconds=settings.grow_hook_seconds)
     machine = GuestMachine(identity, time.monotonic(), times)
+    if held is not None:
+        machine.on_held(held_file.read(held, identity.boot_id))
     sensors = Sensors(root)
     inventory: list[Inventory] = []
 
@@ -97,7 +109,9 @@ async def _run(
         return await hands.dial(settings.port)
 
     daemon = Daemon(machine, sensors.sample, scan, hands, dial)
-    uevents = Uevents(lambda _: daemon.on_hotplug())
+    if held is not None:
+        daemon.on_held = partial(held_file.write, held, identity.boot_id)
+    uevents = Uevents(partial(_on_uevent, daemon, who))
     if not uevents.start():
         _log.warning("%s", uevents.reason)
     _stay_resident(helper_socket is not None)
@@ -117,6 +131,17 @@ async def _run(
         for watcher in watchers:
             watcher.close()
         sensors.close()
+
+
+def _on_uevent(daemon: Daemon, who: Callable[[], Identity], subsystem: str) -> None:
+    """A driver of a virtio device may be loaded long after guestd was started."""
+    daemon.on_hotplug()
+    if subsystem not in ("virtio", RESCAN):
+        return
+    try:
+        daemon.on_identity(who())
+    except OSError as error:
+        _log.warning("what is offered here cannot be read (%s), it stays as it was", error)
 
 
 def _stay_resident(wanted: bool) -> None:

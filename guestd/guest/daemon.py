@@ -7,21 +7,23 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from guestd.guest.core.actions import Action, Do, Log, Rescan, Say, TakeSample
 from guestd.guest.core.machine import GuestMachine
+from guestd.guest.core.setbacks import Key
 from guestd.guest.hands import Hands, HelperGone
 from guestd.guest.procfs import SensorError
 from guestd.guest.sensors import is_worth_saying
 from guestd.model.errors import ProtocolError, UnreachableError
-from guestd.model.guest import Inventory, Sample
-from guestd.model.messages import BrokerMessage, Grant, Reclaim, Throttle, Welcome
+from guestd.model.guest import Identity, Inventory, Sample
+from guestd.model.messages import BrokerMessage, Grant, Hello, Reclaim, Throttle, Welcome
 from guestd.wire.link import Stream, converse
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
-_BLIND_SECONDS = 15.0  # three samples at rest: without one for so long nothing is known of the load
+_BLIND_SECONDS = 15.0  # when samples have failed for so long, one after the other, nothing is known of the load
 
 
 class Daemon:
@@ -44,13 +46,16 @@ class Daemon:
         self._machine, self._sense, self._scan, self._hands = machine, sense, scan, hands
         self._dial = dial
         self._clock = clock
-        self._sampled_at = clock()
+        self._failing_since: float | None = None  # when the first sample failed since the last good one
         self._stream: Stream | None = None
         self._doing, self._counted = "looking for the broker", 0
         self._wake = asyncio.Event()
         self._working: set[asyncio.Task[None]] = set()
         self.on_status: Callable[[str], object] = lambda text: None
         """Told what the daemon is at, in words, for the service manager."""
+        self._held = machine.held
+        self.on_held: Callable[[frozenset[Key]], object] = lambda held: None
+        """Told what others took offline, whenever that changed."""
 
     async def run(self) -> None:
         """Until cancelled. Ending changes nothing in the VM."""
@@ -70,6 +75,15 @@ class Daemon:
     def on_hotplug(self) -> None:
         """An event said that something came or went."""
         self._machine.on_hotplug(self._clock())
+        self._wake.set()
+
+    def on_identity(self, identity: Identity) -> None:
+        """What this guest is now: where it can do other things than before the broker hears so, by another hello."""
+        if identity.capabilities == self._machine.identity.capabilities:
+            return
+        self._machine.on_identity(identity)
+        if self._stream is not None:
+            self._stream.close()
         self._wake.set()
 
     def on_pressure(self) -> None:
@@ -126,11 +140,12 @@ class Daemon:
             sample = self._sense(quick)
         except (SensorError, OSError) as error:
             self._failed("failed-samples", error)
-            if self._clock() - self._sampled_at > _BLIND_SECONDS:
-                self._machine.on_no_sample()
+            now = self._clock()
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            self._machine.on_failed_sample(now, blind=now - self._failing_since > _BLIND_SECONDS)
             return
-        self._sampled_at = self._clock()
-        self._machine.on_sample(sample, self._sampled_at)
+        self._failing_since = None
+        self._machine.on_sample(sample, self._clock())
 
     def _rescan(self) -> None:
         """Until CPUs and blocks can be read nothing is switched; the timer tries again."""
@@ -140,6 +155,9 @@ class Daemon:
             self._failed("failed-looks", error)
             return
         self._machine.on_inventory(inventory, self._clock())
+        if self._machine.held != self._held:
+            self._held = self._machine.held
+            self.on_held(self._held)
 
     def _failed(self, what: str, error: Exception) -> None:
         """Count it, and say it now and then."""
@@ -173,9 +191,9 @@ class Daemon:
         """
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            began = self._clock()
+            began, hello = self._clock(), self._machine.hello()
             try:
-                await converse(self._dial, self._machine.hello(), self._on_open, self._on_message)
+                await converse(self._dial, hello, partial(self._on_open, hello), self._on_message)
             except (UnreachableError, ProtocolError) as error:
                 if isinstance(error, ProtocolError):
                     self.counters["protocol-errors"] += 1
@@ -190,8 +208,10 @@ class Daemon:
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, not a secret
             pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.6)
 
-    def _on_open(self, stream: Stream, welcome: Welcome) -> None:
+    def _on_open(self, hello: Hello, stream: Stream, welcome: Welcome) -> None:
         self._stream = stream
+        if hello.identity is not self._machine.identity:  # it changed meanwhile
+            stream.close()
         self._be(f"served as {welcome.guest}")
         self._machine.on_welcome(welcome, self._clock())
         self._wake.set()

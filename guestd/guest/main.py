@@ -8,9 +8,12 @@ from guestd.guest import helper
 
 
 def main() -> None:
-    """Fork the root helper where there is root to be had, and be the daemon or the command in the child."""
+    """Fork the root helper where there is root to be had and something to switch, and be the daemon or the command in
+    the child.
+    """
     arguments = sys.argv[1:]
-    if arguments[:1] == ["run"] and "--dry-run" not in arguments and "--help" not in arguments and os.geteuid() == 0:
+    runs = arguments[:1] == ["run"] and "--dry-run" not in arguments and "--help" not in arguments
+    if runs and os.geteuid() == 0 and _may_switch():
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         child = os.fork()
         if child:
@@ -20,6 +23,11 @@ def main() -> None:
         _be_the_daemon(arguments, theirs)
     else:
         _be_the_daemon(arguments, None)
+
+
+def _may_switch() -> bool:
+    """Root of a container may not: its /sys is read-only, or belongs to another root."""
+    return any(os.access(f"/sys/devices/system/{one}", os.W_OK) for one in ("cpu", "memory"))
 
 
 def _be_the_daemon(arguments: list[str], sock: socket.socket | None) -> None:

@@ -13,6 +13,10 @@ from pathlib import Path
 from guestd.model.errors import GuestdError
 
 _FIRST_READ_BYTES = 16 << 10
+_IN_PARTS = ("vmstat",)
+"""What the kernel hands out a page at a time, line by line. The other files it makes as wholes (`single_open` in
+fs/seq_file.c), and one read that leaves room has all of it.
+"""
 _NOT_OFFERED = (errno.ENOENT, errno.ENOTDIR, errno.EOPNOTSUPP, errno.EACCES)
 
 
@@ -47,7 +51,8 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict
     """Busy and idle seconds by CPU number, steal seconds of all CPUs, and runnable tasks, from `/proc/stat`.
 
     Busy is user, nice, system, irq and softirq, idle is idle and iowait; the time of nested guests is part of
-    user already.
+    user already. Steal is the first line's, where a CPU that is offline still counts: a sum over those that have a line
+    would jump with each that comes or goes.
 
     :raise SensorError: When the CPUs' lines or `procs_running` are missing, or are not numbers.
     """
@@ -55,8 +60,8 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict
         raise SensorError("stat", "its first line is not the sum of all CPUs")
     busy: dict[int, float] = {}
     idle: dict[int, float] = {}
-    steal = 0
-    start = text.find(b"\n") + 1  # the first line is the sum of all CPUs
+    start = text.find(b"\n") + 1
+    steal = _steal_ticks(text[: max(0, start - 1)])
     while start and text.startswith(b"cpu", start):
         end = text.find(b"\n", start)
         if end < 0:
@@ -70,11 +75,19 @@ def parse_stat(text: bytes, tick_seconds: float) -> tuple[dict[int, float], dict
             raise SensorError("stat", f"line {bytes(text[start:end])!r} is not a CPU with at least 7 counters")
         busy[number] = (ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6]) * tick_seconds
         idle[number] = (ticks[3] + ticks[4]) * tick_seconds
-        steal += ticks[7] if len(ticks) > 7 else 0
         start = end + 1
     if not busy:
         raise SensorError("stat", "no line of a single CPU (cpu0, cpu1, …)")
     return busy, idle, steal * tick_seconds, parse_running(text)
+
+
+def _steal_ticks(line: bytes) -> int:
+    fields = line.split(None, 9)
+    if len(fields) < 9:  # a kernel that does not count it
+        return 0
+    if not fields[8].isdigit():
+        raise SensorError("stat", f"line {bytes(line)!r} is not numbers")
+    return int(fields[8])
 
 
 def parse_running(text: bytes) -> int:
@@ -151,10 +164,10 @@ def _number_after(text: bytes, mark: bytes) -> int | None:
 class OpenFile:
     """One open file of the kernel's, read anew from its start each time."""
 
-    __slots__ = ("_fd", "_size")
+    __slots__ = ("_fd", "_in_parts", "_size")
 
     def __init__(self, path: Path) -> None:
-        self._size = _FIRST_READ_BYTES
+        self._size, self._in_parts = _FIRST_READ_BYTES, path.name in _IN_PARTS
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> bytes:
@@ -164,7 +177,9 @@ class OpenFile:
         """
         while True:
             text = os.pread(self._fd, self._size, 0)
-            if len(text) < self._size:
+            while self._in_parts and (more := os.pread(self._fd, self._size, len(text))):
+                text += more
+            if self._in_parts or len(text) < self._size:
                 return text
             self._size *= 2
 

@@ -87,6 +87,7 @@ class Sensors:
 
         try:
             numbers, times = self._cpu_times()
+            steal = _sum(psutil.cpu_times(), ("steal",))  # of the kernel's sum, which hotplug does not shift
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of what this system does not count
                 memory, swap = psutil.virtual_memory(), psutil.swap_memory()
@@ -102,7 +103,7 @@ class Sensors:
         return Sample(
             cpu_busy_seconds=dict(zip(numbers, (_sum(one, _BUSY) for one in times), strict=True)),
             cpu_idle_seconds=dict(zip(numbers, (_sum(one, ("idle", "iowait")) for one in times), strict=True)),
-            cpu_steal_seconds=sum(_sum(one, ("steal",)) for one in times),
+            cpu_steal_seconds=steal,
             runnable=max(parse_running(stat) - 1, 0) if stat is not None else round(psutil.getloadavg()[0]),
             cpu_some_us=cpu_some[0],
             memory_some_us=memory_some[0],

@@ -107,12 +107,15 @@ def read_zones(root: Path | str = "/") -> tuple[NodeZones, ...]:
 
 
 def capabilities(root: Path | str = "/") -> frozenset[Capability]:
-    """What the kernel offers here. Whether we may use CPU_ONLINE and MEMORY_ONLINE depends on the root helper."""
+    """What the kernel offers here, and does not show read-only, as in a container. Whether we may use CPU_ONLINE and
+    MEMORY_ONLINE depends on the root helper.
+    """
     root = Path(root)
     found = set()
-    if (root / _CPU / "hotplug").is_dir() or any((root / _CPU).glob("cpu[0-9]*/online")):
+    switches = (root / _CPU / "hotplug").is_dir() or any((root / _CPU).glob("cpu[0-9]*/online"))
+    if switches and not _read_only(root / _CPU):
         found.add(Capability.CPU_ONLINE)
-    if (root / _MEMORY / "block_size_bytes").exists():
+    if (root / _MEMORY / "block_size_bytes").exists() and not _read_only(root / _MEMORY):
         found.add(Capability.MEMORY_ONLINE)
     if driver_bound(root, "virtio_mem"):
         found.add(Capability.VIRTIO_MEM)
@@ -121,6 +124,11 @@ def capabilities(root: Path | str = "/") -> frozenset[Capability]:
     if _offers_pressure(root):
         found.add(Capability.PSI)
     return frozenset(found)
+
+
+def _read_only(path: Path) -> bool:
+    """By how it is mounted: our own rights say nothing of the root helper's."""
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def driver_bound(root: Path | str, driver: str) -> bool:

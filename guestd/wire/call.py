@@ -74,8 +74,8 @@ class Call(asyncio.Protocol):
         return heard
 
     def close(self) -> None:
-        """Hang up now. What the socket has not taken is lost."""
-        self._ended = True
+        """Hang up now. What the socket has not taken is lost, and whoever reads hears that the call has ended."""
+        self._end("hung up")
         self._transport.abort()
 
     # ---- for the event loop ----------------------------------------------------------------------

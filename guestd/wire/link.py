@@ -26,6 +26,10 @@ class Stream:
         """
         self._call.send(convert.guest_message_to_wire(message).SerializeToString())
 
+    def close(self) -> None:
+        """End the conversation."""
+        self._call.close()
+
 
 async def converse(
     dial: Callable[[], Awaitable[socket.socket]],

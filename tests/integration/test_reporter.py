@@ -2,7 +2,8 @@
 
 `Elsewhere` is another system than Linux: the tree that guestd is given is empty, and psutil alone knows the load. What
 psutil says comes from files that the test writes, for a machine of four CPUs whose memory is what the hypervisor
-lets it have. `test_a_container…` is the real thing without tricks: a mount namespace with an empty /sys.
+lets it have. `test_a_container…` is the real thing without tricks: a mount namespace with an empty /sys, or a
+read-only one, which root finds without a user to become.
 """
 
 import asyncio
@@ -202,6 +203,36 @@ async def test_a_container_without_sys_pressure_and_boot_id_is_served(root: Path
         view = await until(client, "served", lambda view: view.connected and bool(view.demand_reasons), guest)
         assert view.resource(Kind.MEMORY).usable == psutil.virtual_memory().total
         assert view.resource(Kind.CPU).onlined == (os.cpu_count() or 0) * 1000
+        assert "cannot bring cpu or memory online" in view.degraded
+        assert guest.running
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            await guest.kill()
+    assert "reports only" in guest.said
+    assert "Traceback" not in guest.said
+
+
+# Files that a kernel with CPUs and blocks to switch has, in a /sys that is read-only.
+READ_ONLY = """
+mount -t tmpfs none /sys && cd /sys && mkdir -p devices/system/cpu/cpu0 devices/system/cpu/cpu1 devices/system/memory \
+ && touch devices/system/cpu/cpu1/online && echo 8000000 > devices/system/memory/block_size_bytes && cd / \
+ && mount -o remount,ro /sys && exec "$@"
+"""
+
+
+async def test_a_container_with_a_read_only_sys_and_no_user_for_guestd_is_served(
+    root: Path, client: BrokerClient
+) -> None:
+    if not _may_unshare() or os.geteuid() != 0:
+        pytest.skip("no right to a mount namespace here")
+    guest, config = Process(root / "guestd.log"), write_config(root)
+    config.write_text(config.read_text() + 'user = "guestd-nobody"\n')
+    try:
+        await guest.spawn(
+            *("unshare", "-m", "sh", "-ec", READ_ONLY, "sh"),
+            *(sys.executable, "-m", "guestd.guest.main", "run", "--config", str(config)),
+        )
+        view = await until(client, "served", lambda view: view.connected and bool(view.demand_reasons), guest)
         assert "cannot bring cpu or memory online" in view.degraded
         assert guest.running
     finally:

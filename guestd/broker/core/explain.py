@@ -73,6 +73,8 @@ def explain_target(guest: GuestState, track: Track, stale_seconds: float, now: f
             f"{shown}, keeps {kind.show(target)}: likely to need {kind.show(track.expected)} soon, and there is plenty"
         )
         return Reason("expected", text)
+    if kind is Kind.MEMORY and target < low and guest.demand.acceptable_memory_bytes < low:
+        return Reason("acceptable", f"{shown}, min is {kind.show(low)}, takes {kind.show(target)} of it now")
     if target >= round_up(needed, unit):
         code = "min" if target == round_up(low, unit) else "demand"
         return Reason(code, shown if code == "demand" else f"{shown}, min is {kind.show(low)}")

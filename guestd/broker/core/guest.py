@@ -147,7 +147,9 @@ class GuestState:
             return Claim(fixed, fixed, fixed, weight, 1)
         needed, used = self.demand.needed.get(kind), 0
         if kind is Kind.MEMORY:
-            needed = min(needed, max(self.demand.acceptable_memory_bytes, track.reserved))
+            # More would starve its kernel, for a minimum too. That is reserved, and comes in stages.
+            takes = max(self.demand.acceptable_memory_bytes, track.reserved)
+            needed, low = min(needed, takes), min(low, takes)
             used = min(self.demand.floor.memory_bytes, needed)
             # What is in use cannot be taken by force, so others cannot have it (invariant 7).
             low = max(low, min(used, track.reserved, track.sustained))

@@ -15,6 +15,7 @@ class Settings:
     calm_seconds: float = 0.25
     rest_seconds: float = 5.0
     deep_rest_seconds: float = 30.0  # with one CPU online: there is nothing to give but memory, which is glanced at
+    retry_sample_seconds: float = 1.0  # after one that failed
     quick_for_seconds: float = 0.5  # after something moved
     calm_for_seconds: float = 8.0  # likewise; longer than a lower need must hold to be believed
     stir_bytes: int = 4 * MIB  # so much more memory in use than at the sample before, or less: something moves

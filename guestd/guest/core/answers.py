@@ -65,6 +65,11 @@ class Answers:
         """Nothing is touched."""
         return self.ack(order, AckStatus.REFUSED, RefusalReason.DRY_RUN, "started with --dry-run")
 
+    def unread(self, order: Grant | Reclaim) -> Ack:
+        """What became of it nobody knows; what was online when it could last be read is said."""
+        status = AckStatus.PARTIAL if isinstance(order, Grant) else AckStatus.REFUSED
+        return self.ack(order, status, RefusalReason.FAILED, "CPUs and memory blocks cannot be read")
+
     # ---- more ------------------------------------------------------------------------------------
 
     def grant(self, order: Grant, late: bool) -> Ack | None:

@@ -38,7 +38,7 @@ def blocks_to_offline(
     """Memory blocks to take offline so that `left_bytes` stay online, the best first (rule 3).
 
     :param failures: how often a block has failed.
-    :param busy: blocks that are being worked on, or left alone for now.
+    :param busy: blocks that are being worked on, or left alone.
     """
     if not inventory.block_bytes:
         return []

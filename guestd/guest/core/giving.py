@@ -6,23 +6,33 @@ The law:
 2. Memory is made free where what must move has no place to go (`give.trim_bytes`), in chunks, a second before the
    order's deadline at the latest: all that is to go, for a balloon and for blocks, which have to find it free; a little
    for virtio-mem, which has the kernel free what it needs piece by piece (all of it first was measured to be slower).
+   A chunk that fails, or of which next to nothing came free, is the last: what follows does not wait for more.
 3. What takes pages (virtio-mem, balloon) then does it by itself, on the host's word: the answer says how low it may go.
-   Blocks of DIMMs are taken offline here, one by one, each with a deadline of its own.
+   Blocks of DIMMs are taken offline here, one by one, each with a deadline of its own. Where there is a balloon as well
+   the DIMMs go first, and it takes what is asked for below the boot memory; so does the host.
 4. Pressure ends it all: nothing more is given.
+
+Weak spot: beside a balloon a block counts as a DIMM's when it came after guestd's first look. Nothing in the guest
+tells a DIMM that the host will remove from one that the VM was started with, for which the host has the balloon take
+as much: memory that went twice could end a program. So DIMMs that were there before guestd was are emptied by the
+kernel, when the host removes them.
 """
+
+from collections.abc import Collection
 
 from guestd.guest.core import give
 from guestd.guest.core.hooks import Said, Verdict
 from guestd.guest.core.need_memory import MemoryNeed
-from guestd.guest.core.ops import BlockOp, CpuOp, HookOp, TrimOp
+from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus, HookOp, TrimOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.state import State
-from guestd.model.guest import Capability
+from guestd.model.guest import BlockState, Capability
 from guestd.model.messages import Ack, AckStatus, Reclaim, RefusalReason
 from guestd.model.resources import Kind
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
 
 _SPARE_CHUNKS = 4  # of a chunk, a quarter is to stay free
+_PROGRESS_CHUNKS = 16  # of a chunk, so much at least has come free where it is worth going on
 
 
 class Giving:
@@ -64,11 +74,20 @@ class Giving:
         if not self._agreed(current, order, now):
             return None
         given = current.before - max(order.amount, need.floor_bytes)
-        chunk = state.settings.trim_chunk_bytes
+        chunk, free = state.settings.trim_chunk_bytes, state.sample.memory_free_bytes
+        if current.free_before is not None and free < current.free_before + chunk // _PROGRESS_CHUNKS:
+            current.trimmed = True
+            return None
         gone_first = 0 if Capability.VIRTIO_MEM in state.capabilities else given
         wanted = give.trim_bytes(state.sample, gone_first, chunk // _SPARE_CHUNKS) if given > 0 else 0
-        current.trimmed = wanted <= chunk  # then it is the last one
+        current.trimmed, current.free_before = wanted <= chunk, free  # not more than a chunk: then it is the last one
         return TrimOp(min(wanted, chunk)) if wanted >= MIB and self._may_switch_memory else None
+
+    def on_trim(self, result: HandResult) -> None:
+        """What became of a trim. One that took too long may have freed a lot: the next sample tells."""
+        current = self._state.orders.of(Kind.MEMORY)
+        if current is not None and not result.ok and result.status is not HandStatus.TIMEOUT:
+            current.trimmed = True
 
     def next_block(self, current: Order, order: Reclaim, now: float) -> list[BlockOp]:
         """The block to take offline now, where that is the guest's to do."""
@@ -82,9 +101,8 @@ class Giving:
             return []
         if need is None or need.pressure or not current.trimmed or not self._agreed(current, order, now):
             return []
-        lowest = max(order.amount, need.floor_bytes)
-        busy, failures = state.busy(BlockOp, now), state.setbacks.counts(BlockOp)
-        return give.blocks_to_offline(state.inventory, lowest, failures, busy)[:1]
+        failures = state.setbacks.counts(BlockOp)
+        return give.blocks_to_offline(state.inventory, self._lowest(order, need), failures, self._not_now(now))[:1]
 
     # ---- answers ---------------------------------------------------------------------------------
 
@@ -130,10 +148,12 @@ class Giving:
     def _block_answer(self, order: Reclaim, current: Order, need: MemoryNeed, now: float) -> Ack | None:
         state, answers = self._state, self._state.answers(now)
         late = self._late(current, now)
-        lowest = max(order.amount, need.floor_bytes)
-        if not late and give.blocks_to_offline(state.inventory, lowest, {}, state.busy(BlockOp, now)):
+        lowest = self._lowest(order, need)
+        if not late and give.blocks_to_offline(state.inventory, lowest, {}, self._not_now(now)):
             return None  # `next_block` takes them, one after the other
         left = answers.online(Kind.MEMORY)
+        if left <= self._balloon_bytes:
+            return answers.memory(order, need, current.before)
         if left <= order.amount:
             return answers.ack(order, AckStatus.DONE)
         if order.amount < need.floor_bytes and left < lowest + state.inventory.block_bytes:
@@ -162,9 +182,32 @@ class Giving:
 
     @property
     def _gives_blocks(self) -> bool:
-        """Memory is taken offline here: there is no driver that takes pages."""
-        pages = {Capability.VIRTIO_MEM, Capability.BALLOON}
-        return not self._state.capabilities & pages and self._may_switch_memory
+        """Memory is taken offline here: there is no driver that takes pages, or only a balloon, and DIMMs beside it."""
+        if Capability.VIRTIO_MEM in self._state.capabilities or not self._may_switch_memory:
+            return False
+        inventory = self._state.inventory
+        return not self._balloon_blocks or self._balloon_bytes < inventory.memory_online_bytes
+
+    @property
+    def _balloon_blocks(self) -> frozenset[int]:
+        """Blocks of which a balloon takes pages."""
+        has_one = Capability.BALLOON in self._state.capabilities
+        return (self._state.first_blocks or frozenset()) if has_one else frozenset()
+
+    @property
+    def _balloon_bytes(self) -> int:
+        """What is online of them."""
+        blocks, inventory = self._balloon_blocks, self._state.inventory
+        online = (block for block in inventory.blocks if block.state is not BlockState.OFFLINE)
+        return inventory.block_bytes * sum(block.index in blocks for block in online) if blocks else 0
+
+    def _lowest(self, order: Reclaim, need: MemoryNeed) -> int:
+        """What is to stay online."""
+        return max(order.amount, need.floor_bytes, self._balloon_bytes)
+
+    def _not_now(self, now: float) -> Collection[int]:
+        """Blocks that are not to be taken offline here, or not now."""
+        return self._state.busy(BlockOp, now) | self._balloon_blocks
 
     @property
     def _may_switch_memory(self) -> bool:

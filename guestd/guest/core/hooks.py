@@ -3,10 +3,11 @@
 The law:
 
 1. They hear of whole steps: a vCPU, a memory block. `told` is the amount that they heard of last.
-2. One run per kind at a time; what comes meanwhile is told afterwards.
+2. One run per kind at a time; what comes meanwhile is told afterwards, a burst's end as long as it is to come.
 3. Before a shrink they may say no (veto) or not yet (wait). A veto holds for a while, "not yet" for as long as it says;
-   then they are asked again. Failing is no veto. Agreeing holds until it was of use, in case the broker's time was over
-   before they answered.
+   then they are asked again. Failing is no veto, and neither is a run that came to nothing (its worker hung, was
+   killed or was not to be had): both are counted and said, and the resize goes on. Agreeing holds until it was of
+   use, in case the broker's time was over before they answered.
 4. What they do themselves is no load of the guest: while they run, for `_OWN_LOAD_SECONDS` at most, tasks that wait
    for a CPU are not taken to need one. Else a shrink would be undone by asking about it.
 5. A shrink that did not come to what they were told is told as a grow. At the start they are told once what there
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from guestd.guest.core.actions import Settings
-from guestd.guest.core.ops import HandResult, HookEvent, HookOp
+from guestd.guest.core.ops import HandResult, HandStatus, HookEvent, HookOp
 from guestd.model.reason import Reason
 from guestd.model.resources import Kind
 from guestd.model.units import MILLICORES_PER_VCPU
@@ -49,6 +50,15 @@ class Said:
     after: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """A burst that ends then: from which amount to which."""
+
+    before: int
+    after: int
+    at: float
+
+
 class Hooks:
     """The hooks of one guest."""
 
@@ -56,6 +66,7 @@ class Hooks:
         self._settings = settings
         self.told: dict[Kind, int] = {}
         self._running: dict[Kind, HookOp] = {}
+        self._ending: dict[Kind, _Ending] = {}  # still to be told
         self._said: dict[Kind, Said] = {}
         self._failed: dict[Kind, str] = {}
         self._exist = False
@@ -93,10 +104,25 @@ class Hooks:
 
     def burst_ending(self, kind: Kind, amount: int, burst: int, seconds: float, now: float) -> HookOp | None:
         """How to tell them that what is above `amount - burst` goes within so many seconds."""
-        if kind in self._running:
+        running = self._running.get(kind)
+        if running is not None and (running.event, running.after) == (HookEvent.BURST_ENDING, amount - burst):
+            return None  # the same order again
+        self._ending[kind] = _Ending(amount, amount - burst, now + seconds)
+        return self.waiting(kind, now)
+
+    def waiting(self, kind: Kind, now: float) -> HookOp | None:
+        """How to tell them of a burst's end, where they were not told yet and are not at something else."""
+        if kind in self._running or kind not in self._ending:
             return None
-        left = max(1, min(600, int(seconds)))
-        return self._run(HookOp(HookEvent.BURST_ENDING, kind, amount, amount - burst, left), now)
+        ending = self._ending.pop(kind)
+        if now > ending.at:  # what goes is asked for now
+            return None
+        left = max(1, min(600, int(ending.at - now)))
+        return self._run(HookOp(HookEvent.BURST_ENDING, kind, ending.before, ending.after, left), now)
+
+    def forget_ending(self, kind: Kind) -> None:
+        """A newer order knows of no burst."""
+        self._ending.pop(kind, None)
 
     def _run(self, op: HookOp, now: float) -> HookOp:
         self._running[op.kind] = op
@@ -111,14 +137,15 @@ class Hooks:
     def on_result(self, op: HookOp, result: HandResult, now: float) -> None:
         """They have answered, or failed to."""
         self._running.pop(op.kind, None)
-        self._exist = result.state not in ("", "none")
+        if result.state:
+            self._exist = result.state != "none"
         self._busy_until = min(self._busy_until, now + _SETTLE_SECONDS)
         self._said.pop(op.kind, None)
         word, _, rest = result.state.partition(":")
-        if word == "failed" or not (result.ok or word in ("", "none")):
+        if word == "failed" or (not word and result.status is not HandStatus.DRY_RUN):
             self.failures += 1
             self._failed[op.kind] = rest or str(result.status)
-        elif word != "none":
+        else:
             self._failed.pop(op.kind, None)
         if op.event is not HookEvent.BEFORE_SHRINK:
             return

@@ -7,6 +7,7 @@ The law:
 2. An order of an older epoch or revision is answered STALE and changes nothing; the same request
    again gets the stored answer again (`orders`).
 3. Every order is answered: in whole, in part, or refused, with what was achieved, before its deadline (`answers`).
+   While CPUs and blocks cannot be read nothing is switched, and what is due is answered with that.
 4. A CPU or block that fails is left alone for a while, longer each time (`setbacks`); what somebody else took
    offline is left alone for good (`others`).
 5. Before anything is given back the hooks are asked, and memory is made free for what must move (`hooks`, `give`).
@@ -19,7 +20,7 @@ Weak spot: what virtio-mem can really take is known only when its driver has tri
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from guestd.guest.core import speak, take
@@ -32,7 +33,7 @@ from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus, HookOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.others import describe
 from guestd.guest.core.pace import Pace
-from guestd.guest.core.setbacks import Setbacks, key_of
+from guestd.guest.core.setbacks import Key, Setbacks, key_of
 from guestd.guest.core.state import State
 from guestd.model.guest import Capability, Identity, Inventory, Sample
 from guestd.model.messages import (
@@ -84,6 +85,23 @@ class GuestMachine:
         """What to say first on a new stream."""
         return Hello(PROTOCOL, PROTOCOL, self.identity, self.usable, self._state.orders.last_revision)
 
+    @property
+    def held(self) -> frozenset[Key]:
+        """What others took offline: left alone, also after a restart (`on_held`)."""
+        return frozenset(self._state.others.held)
+
+    def on_held(self, held: Collection[Key]) -> None:
+        """What was held before this daemon began, said before the first look."""
+        self._state.others.held = set(held)
+
+    def on_identity(self, identity: Identity) -> None:
+        """A driver came or went since the start. The broker hears of it by the next `hello`."""
+        before, after = self.identity.capabilities, identity.capabilities
+        self.identity = identity
+        self._state.capabilities = after
+        came, gone = (", ".join(sorted(one)) or "nothing" for one in (after - before, before - after))
+        self._out.append(Log(f"offered here from now on: {came}; no longer: {gone}"))
+
     def on_welcome(self, welcome: Welcome, now: float) -> None:
         """The broker accepted. Another epoch starts counting orders anew (a lower one: it lost its journal)."""
         self._link = speak.Link(welcome)
@@ -108,6 +126,8 @@ class GuestMachine:
             self._count(RefusalReason.STALE)
             return
         grants = isinstance(order, Grant)
+        if not isinstance(order, Grant) or not order.burst:
+            self._state.hooks.forget_ending(order.kind)
         seconds = self.settings.grant_answer_seconds if isinstance(order, Grant) else order.remaining_seconds
         margin = min(self.settings.answer_margin_seconds, self.settings.answer_margin_share * seconds)
         orders.take(order, answers.online(order.kind), now + seconds, now + seconds - margin)
@@ -157,9 +177,14 @@ class GuestMachine:
         elif self._link is None or now - self._throttle_heard_at > 2.5 * self._link.welcome.heartbeat_seconds:
             self._throttle = None
 
-    def on_no_sample(self) -> None:
-        """The load cannot be read: what was known of it is too old to be said, or to give anything back for."""
-        self._state.cpu = self._state.memory = None
+    def on_failed_sample(self, now: float, blind: bool) -> None:
+        """The load cannot be read: tried again soon, also at rest.
+
+        :param blind: It has been so for long: what was known is too old to be said, or to give anything back for.
+        """
+        self._pace.soon(now + self.settings.retry_sample_seconds)
+        if blind:
+            self._state.cpu = self._state.memory = None
 
     def on_watched(self, watched: bool) -> None:
         """Whether `on_pressure` comes at once when tasks begin to wait or memory is being used up (rule 6)."""
@@ -181,11 +206,13 @@ class GuestMachine:
             self.counters["taken-by-others"] += len(taken)
             self._out.append(Log(f"{describe(taken)} taken offline by something else: leaving it alone"))
         state.touched.clear()
+        state.setbacks.look(inventory)
         state.inventory, self._scanning = inventory, False
+        blocks = frozenset(block.index for block in inventory.blocks)
+        state.first_blocks = blocks if state.first_blocks is None else state.first_blocks & blocks
         state.refresh_usable()
         self._news = True
-        pause = self.settings.reconcile_moving_seconds if state.orders.open else self.settings.reconcile_seconds
-        self._next_scan = now + pause
+        self._next_scan = now + self._scan_pause
 
     def on_result(self, result: HandResult, now: float) -> None:
         """What became of an operation."""
@@ -196,6 +223,7 @@ class GuestMachine:
         elif isinstance(op, TrimOp):
             if not result.ok:
                 self.counters["failed-trims"] += 1
+            self._giving.on_trim(result)
             self._sample_soon(now)
         else:
             self._state.touched.add(key_of(op))
@@ -210,6 +238,7 @@ class GuestMachine:
     def _on_hooks(self, op: HookOp, result: HandResult, now: float) -> None:
         failures = self._state.hooks.failures
         self._state.hooks.on_result(op, result, now)
+        self._tell(self._state.hooks.waiting(op.kind, now))
         if self._state.hooks.failures > failures:
             self.counters["failed-hooks"] += 1
             self._out.append(Log(f"{op.event}: {result.state or result.status}; going on without it"))
@@ -232,8 +261,9 @@ class GuestMachine:
 
     def next_actions(self, now: float) -> list[Action]:
         """What to do now, in this order. Calling again at once returns nothing new."""
+        cannot_be_read = self._scanning  # what was asked for before has come to nothing
         if now >= self._next_scan:
-            self._next_scan = now + self.settings.reconcile_seconds
+            self._next_scan = now + self._scan_pause
             self._scanning = True
             self._out.append(Rescan())
         sample = self._pace.due(now, self.settled, self.usable.vcpus_online <= 1)
@@ -245,15 +275,21 @@ class GuestMachine:
             for order in self._state.orders.all():
                 self._answer(order, now)
             self._tell_of_more(now)
+        elif cannot_be_read:
+            for order in self._state.orders.open:
+                self._answer_unread(order, now)
         self._speak(now)
         actions, self._out = self._out, []
         return actions
 
     def wake_at(self, now: float) -> float:
         """When to call `next_actions` again if nothing happens before."""
-        deadlines = [order.deadline for order in self._state.orders.open]
-        early = [order.late_at for order in self._state.orders.open if order.late_at > now]
-        return min([self._pace.next_at, self._next_scan, *deadlines, *early, *self._state.setbacks.ends(now)])
+        due = [at for order in self._state.orders.open for at in (order.late_at, order.deadline) if at > now]
+        return min([self._pace.next_at, self._next_scan, *due, *self._state.setbacks.ends(now)])
+
+    @property
+    def _scan_pause(self) -> float:
+        return self.settings.reconcile_moving_seconds if self._state.orders.open else self.settings.reconcile_seconds
 
     def _work(self, kind: Kind, now: float) -> None:
         """Begin what the orders call for and is not under way."""
@@ -319,9 +355,16 @@ class GuestMachine:
             answer = self._giving.cpu_answer(order, current, now)
         else:
             answer = self._giving.memory_answer(order, current, now)
-        if answer is None:
-            return
-        current.answer = answer
+        if answer is not None:
+            self._close(current, answer)
+
+    def _answer_unread(self, current: Order, now: float) -> None:
+        """Its time is nearly over, and there is no telling what is online."""
+        if now >= (current.deadline if isinstance(current.order, Grant) else current.late_at):
+            self._close(current, self._state.answers(now).unread(current.order))
+
+    def _close(self, current: Order, answer: Ack) -> None:
+        order, current.answer = current.order, answer
         if answer.refusal is not None:
             self._count(answer.refusal)
         if isinstance(order, Reclaim) and answer.refusal is not RefusalReason.VETO:
@@ -356,7 +399,7 @@ class GuestMachine:
 
     def _other_reasons(self) -> list[Reason]:
         state = self._state
-        stuck = [str(result.op) for result in state.setbacks.stuck()]
+        stuck = [str(result.op) for result in state.setbacks.stuck().values()]
         others, reasons = state.others.reason(), state.hooks.reasons()
         if others is not None:
             reasons.append(others)

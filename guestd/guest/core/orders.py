@@ -22,6 +22,7 @@ class Order:
     answer: Ack | None = None
     tries: int = 0  # of taking CPUs or blocks offline
     trimmed: bool = False  # the kernel gave up what it could
+    free_before: int | None = None  # bytes that were free when it was last asked to
 
 
 class Orders:

@@ -6,6 +6,7 @@ The law:
    left alone until it is online again, or gone.
 2. What something else brings online is simply counted.
 3. While memory is being given back the kernel takes blocks offline by itself: that is nobody else's.
+4. What was held before guestd was started anew, and is offline still, is held on.
 """
 
 from collections.abc import Collection

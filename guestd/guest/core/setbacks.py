@@ -1,12 +1,16 @@
 """CPUs and memory blocks that failed: left alone for a while, longer each time.
 
 A block whose worker cannot even be killed (stuck in the kernel) is in quarantine: the helper refuses it until the
-worker has ended, so it is tried again only after the longest pause.
+worker has ended, so it is tried again only after the longest pause. Such a write may land at any time: what it does is
+our own doing, however late.
+
+What is seen to be as it was wanted, or to be gone, has failed no longer.
 """
 
 from dataclasses import dataclass
 
-from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, Op
+from guestd.model.guest import BlockState, Inventory
 
 Key = tuple[type, int]
 """A CPU or a memory block: the type of its operation, and its number."""
@@ -47,6 +51,16 @@ class Setbacks:
         """It works, or is gone."""
         self._entries.pop(key, None)
 
+    def look(self, inventory: Inventory) -> None:
+        """Forget what is gone, or has come to be as it was to be."""
+        blocks = {block.index: block.state is not BlockState.OFFLINE for block in inventory.blocks}
+        cpus = {number: number in inventory.cpus_online for number in inventory.cpus_present}
+        for key, entry in list(self._entries.items()):
+            sort, number = key
+            online = (cpus if sort is CpuOp else blocks).get(number)
+            if online is None or online is _wanted_online(entry.result.op):
+                del self._entries[key]
+
     def resting(self, now: float) -> set[Key]:
         """What is to be left alone now."""
         return {key for key, entry in self._entries.items() if entry.until > now}
@@ -70,6 +84,10 @@ class Setbacks:
         """When pauses end."""
         return [entry.until for entry in self._entries.values() if entry.until > now]
 
-    def stuck(self) -> list[HandResult]:
+    def stuck(self) -> dict[Key, HandResult]:
         """What hangs in the kernel."""
-        return [e.result for e in self._entries.values() if e.result.status is HandStatus.STUCK]
+        return {key: one.result for key, one in self._entries.items() if one.result.status is HandStatus.STUCK}
+
+
+def _wanted_online(op: Op) -> bool:
+    return op.online if isinstance(op, CpuOp) else isinstance(op, BlockOp) and op.target is not BlockTarget.OFFLINE

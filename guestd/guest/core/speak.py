@@ -76,4 +76,5 @@ def _differs(said: Demand, now: Demand, block_bytes: int) -> bool:
     if [reason.code for reason in said.reasons[2:]] != [reason.code for reason in now.reasons[2:]]:
         return True
     scarce = now.acceptable_memory_bytes < now.needed.memory_bytes + block_bytes
-    return said.usable != now.usable and (scarce or said.usable.vcpus_online != now.usable.vcpus_online)
+    taken = now.usable.memory_online_bytes + block_bytes > said.acceptable_memory_bytes  # all that it said it can take
+    return said.usable != now.usable and (scarce or taken or said.usable.vcpus_online != now.usable.vcpus_online)

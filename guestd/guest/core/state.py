@@ -31,6 +31,7 @@ class State:
     orders: Orders = field(default_factory=Orders)
     others: Others = field(default_factory=Others)
     inventory: Inventory = field(default_factory=Inventory)
+    first_blocks: frozenset[int] | None = None  # memory blocks that were there at every look, online or not
     sample: Sample | None = None
     sample_is_old: bool = True  # something has changed what a sample would say
     cpu: CpuNeed | None = None
@@ -70,7 +71,7 @@ class State:
     def ours(self, now: float) -> Collection[Key]:
         """CPUs and blocks that we may have switched ourselves since the last look."""
         doing = {key_of(op) for op in self.doing if isinstance(op, CpuOp | BlockOp)}
-        return self.touched | doing | self.setbacks.resting(now)
+        return self.touched | doing | self.setbacks.resting(now) | self.setbacks.stuck().keys()
 
     def step(self, kind: Kind) -> int:
         """A vCPU in millicores, or a memory block in bytes."""

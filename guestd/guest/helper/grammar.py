@@ -27,6 +27,7 @@ MAX_HOOK_SECONDS = 600
 MAX_DEADLINE_MS = (MAX_HOOK_SECONDS + 60) * 1000
 
 BLOCK_TARGETS = ("online", "online_movable", "online_kernel", "offline")
+OPENING = ("dial", "psi")  # switches nothing
 HOOK_EVENTS = ("before-shrink", "after-grow", "burst-ending")
 
 _MAX_ID = (1 << 32) - 1

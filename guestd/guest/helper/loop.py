@@ -14,6 +14,7 @@ from collections.abc import Callable
 from guestd.guest.helper.grammar import (
     MAX_MESSAGE,
     MAX_OPERATIONS,
+    OPENING,
     BadRequest,
     Operation,
     parse_cancel,
@@ -24,7 +25,7 @@ from guestd.guest.helper.log import log
 from guestd.guest.helper.work import DONE, Dial, Tools, dial_host, order, serve
 
 MAX_WORKERS = 8
-MAX_STUCK = 16
+MAX_STUCK = 16  # then nothing more is switched; the host can still be reached, and told
 STUCK_AFTER_SECONDS = 1.0  # between SIGKILL and calling a worker stuck
 
 _HUNG_UP = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
@@ -160,9 +161,13 @@ class Helper:
 
     def _finish(self, fd: int) -> None:
         """A worker has done its request, or its process has ended and will be reaped."""
-        worker = next(one for one in self._workers.values() if one.channel.fileno() == fd)
+        worker = next((one for one in self._workers.values() if one.channel.fileno() == fd), None)
+        if worker is None:  # a request that was found beside this had it let go of
+            return
         try:
             word = worker.channel.recv(len(DONE), socket.MSG_DONTWAIT)
+        except BlockingIOError:  # the same, and a new one has got the number
+            return
         except OSError:
             word = b""
         if word == DONE and worker.killed_at is None:
@@ -218,7 +223,7 @@ class Helper:
         busy = [worker for worker in self._workers.values() if worker.request_id and not worker.stuck]
         if any(worker.request_id == request_id for worker in busy):
             self._refuse(request_id, "duplicate")
-        elif len(busy) >= MAX_WORKERS or stuck >= MAX_STUCK:
+        elif len(busy) >= MAX_WORKERS or (stuck >= MAX_STUCK and not all(one[0] in OPENING for one in operations)):
             self._refuse(request_id, "busy")
         else:
             self._start(request_id, time.monotonic() + deadline_ms / 1000, operations, message)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from guestd.guest import psi
 from guestd.guest.helper import hooks
-from guestd.guest.helper.grammar import MAX_MESSAGE, Operation, Result, parse_request, subject
+from guestd.guest.helper.grammar import MAX_MESSAGE, OPENING, Operation, Result, parse_request, subject
 
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 _HOST_CID = 2
@@ -80,7 +80,7 @@ def work(
         opened: socket.socket | int | None = None
         if subject(operation) in quarantined:
             result: Result = ("stuck", errno.EBUSY, "")
-        elif operation[0] in ("dial", "psi"):
+        elif operation[0] in OPENING:
             result, opened = _open(operation, tools, deadline)
         else:
             result = perform(operation, tools, deadline)

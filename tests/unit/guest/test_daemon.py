@@ -6,18 +6,23 @@ import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
 import pytest
 
 from guestd.broker.hypervisor.fake import FakeVm
+from guestd.guest import app
 from guestd.guest import daemon as module
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import CpuOp, HandResult, Op
+from guestd.guest.core.setbacks import Key
 from guestd.guest.daemon import Daemon, dial_unix
 from guestd.guest.hands import DryHands
+from guestd.guest.identity import identify
 from guestd.guest.procfs import SensorError
+from guestd.guest.uevents import RESCAN
 from guestd.model.errors import UnreachableError
 from guestd.model.guest import Capability, Identity, Inventory, Sample
 from guestd.model.messages import (
@@ -269,6 +274,62 @@ async def test_hotplug_makes_it_look_at_once(rig: Rig, broker: Broker) -> None:
     assert rig.scans > scans
 
 
+async def test_a_driver_that_is_bound_later_is_said_by_another_hello(rig: Rig, broker: Broker, tmp_path: Path) -> None:
+    rig.start()
+    await until(lambda: broker.of(Demand))
+    (tmp_path / "sys/devices/system/memory").mkdir(parents=True)
+    (tmp_path / "sys/devices/system/memory/block_size_bytes").write_text("8000000")
+    (tmp_path / "sys/devices/system/cpu/hotplug").mkdir(parents=True)
+    who = partial(identify, False, True, tmp_path)
+    app._on_uevent(rig.daemon, who, "virtio")
+    assert broker.streams == 1, "as it was"
+    (tmp_path / "sys/bus/virtio/drivers/virtio_balloon/virtio3").mkdir(parents=True)
+    app._on_uevent(rig.daemon, who, "memory")
+    assert broker.streams == 1, "that tells of no driver"
+    app._on_uevent(rig.daemon, who, RESCAN)
+    await until(lambda: len(broker.of(Hello)) == 2)
+    first, second = broker.of(Hello)
+    assert isinstance(first, Hello) and isinstance(second, Hello)
+    assert second.identity.capabilities - first.identity.capabilities == {Capability.BALLOON}
+    assert second.identity.generation > first.identity.generation
+
+
+async def test_a_driver_that_is_bound_while_it_dials_is_said_by_another_hello(rig: Rig, broker: Broker) -> None:
+    dial = rig.daemon._dial
+
+    async def slow() -> socket.socket:
+        if rig.dials == 0:
+            rig.daemon.on_identity(Identity(bytes(16), 2, capabilities=frozenset({Capability.BALLOON})))
+        return await dial()
+
+    rig.daemon._dial = slow
+    rig.start()
+    await until(lambda: len(broker.of(Hello)) == 2)
+    assert [one.identity.generation for one in broker.of(Hello) if isinstance(one, Hello)] == [1, 2]
+
+
+async def test_what_is_offered_and_cannot_be_read_stays_as_it_was(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    def who() -> Identity:
+        raise OSError(errno.EIO, "broken")
+
+    app._on_uevent(rig.daemon, who, "virtio")
+    assert "broken" in caplog.text
+
+
+async def test_what_others_took_offline_is_told_whenever_it_changed(rig: Rig, broker: Broker) -> None:
+    told: list[frozenset[Key]] = []
+    rig.daemon.on_held = told.append
+    await rig.vm.request_vcpus(2)
+    rig.start()
+    broker.out.put_nowait(Grant(OrderId(1, 1, 1), Kind.CPU, 2000))
+    await until(lambda: broker.of(Ack))
+    assert told == []
+    rig.kernel.perform(CpuOp(1, False))
+    rig.daemon.on_hotplug()
+    await until(lambda: told)
+    assert told == [{(CpuOp, 1)}]
+
+
 async def test_pressure_makes_it_sample_at_once(rig: Rig) -> None:
     rig.start()
     await until(lambda: rig.samples >= 2)
@@ -306,6 +367,25 @@ async def test_a_load_that_cannot_be_read_is_counted_said_seldom_and_kept_to_its
     await until(lambda: len(broker.of(Ack)) == 3)
     answer = broker.of(Ack)[-1]
     assert isinstance(answer, Ack) and answer.status is AckStatus.DONE
+
+
+def test_one_sample_that_failed_after_a_long_rest_is_no_blindness(root: Path) -> None:
+    rig, now = Rig(root), [time.monotonic()]
+    said: list[bool] = []
+    rig.daemon._clock = lambda: now[0]
+    rig.daemon._machine.on_failed_sample = lambda now, blind: said.append(blind)  # type: ignore[method-assign]
+    rig.daemon._sample(quick=False)
+    now[0] += 30.0
+    rig.sensor_failure = SensorError("meminfo", "no line MemTotal with a number")
+    for _ in range(17):
+        rig.daemon._sample(quick=False)
+        now[0] += 1.0
+    assert said == [False] * 16 + [True]
+    rig.sensor_failure = None
+    rig.daemon._sample(quick=False)
+    rig.sensor_failure = SensorError("meminfo", "no line MemTotal with a number")
+    rig.daemon._sample(quick=False)
+    assert said[-1] is False
 
 
 async def test_cpus_and_blocks_that_cannot_be_read_stop_nothing_else(

@@ -1,7 +1,13 @@
-"""What the two processes import: most of what they weigh."""
+"""Whether there are two processes, and what they import: most of what they weigh."""
 
+import os
+import socket
 import subprocess
 import sys
+
+import pytest
+
+from guestd.guest import main
 
 HEAVY = {"grpc", "_ssl", "_hashlib", "msgspec", "tomllib", "decimal", "json", "sqlite3", "numpy"}
 FOR_THE_DAEMON_ONLY = {
@@ -42,3 +48,30 @@ def test_the_root_helper_is_forked_before_anything_large() -> None:
     found = modules_after("import guestd.guest.main")
     assert "guestd.guest.helper" in found
     assert found & (HEAVY | FOR_THE_DAEMON_ONLY) == set()
+
+
+@pytest.mark.parametrize(
+    ("uid", "writable", "forks"),
+    [
+        (0, {"cpu", "memory"}, True),
+        (0, {"memory"}, True),
+        (0, set(), False),  # a container
+        (1000, {"cpu", "memory"}, False),
+    ],
+)
+def test_a_helper_is_forked_where_root_has_something_to_switch(
+    uid: int, writable: set[str], forks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked: list[int] = []
+    became: list[socket.socket | None] = []
+    places = {f"/sys/devices/system/{one}" for one in writable}
+    monkeypatch.setattr(sys, "argv", ["guestd", "run"])
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    monkeypatch.setattr(os, "access", lambda path, mode: path in places and mode == os.W_OK)
+    monkeypatch.setattr(os, "fork", lambda: forked.append(0) or 0)
+    monkeypatch.setattr(main, "_be_the_daemon", lambda arguments, sock: became.append(sock))
+    main.main()
+    [sock] = became
+    assert (bool(forked), sock is not None) == (forks, forks)
+    if sock is not None:
+        sock.close()

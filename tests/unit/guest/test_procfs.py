@@ -1,5 +1,6 @@
 """The parsers, on what kernels say and on what they should not; descriptors on a fake tree."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_stat_is_keyed_by_cpu_number() -> None:
     assert running == 3
 
 
+def test_steal_does_not_jump_when_a_cpu_comes_or_goes() -> None:
+    """The kernel's sum is over all CPUs that may ever be there."""
+    lines = STAT.splitlines(keepends=True)
+    without_one = b"".join(line for line in lines if not line.startswith(b"cpu3"))
+    assert parse_stat(without_one, 0.01)[2] == parse_stat(STAT, 0.01)[2] == pytest.approx(0.30)
+
+
 def test_stat_without_a_steal_column() -> None:
     assert parse_stat(b"cpu  1\ncpu0 1 2 3 4 5 6 7\nprocs_running 1\n", 1.0) == ({0: 19.0}, {0: 9.0}, 0, 1)
 
@@ -84,6 +92,7 @@ def test_stat_without_a_steal_column() -> None:
         (b"cpu  1\ncpu 1 2 3 4 5 6 7\nprocs_running 1\n", "at least 7"),
         (b"cpu  1\ncpu\nprocs_running 1\n", "not numbers"),
         (b"cpu  1\ncpu0 1 2 3 4", "cut off"),
+        (b"cpu  1 2 3 4 5 6 7 x\ncpu0 1 2 3 4 5 6 7\nprocs_running 1\n", "not numbers"),
     ],
 )
 def test_stat_that_makes_no_sense_is_named(text: bytes, what: str) -> None:
@@ -155,6 +164,25 @@ def test_a_long_file_is_read_whole_and_anew(tmp_path: Path) -> None:
     assert len(file.read()) == 100_000
     path.write_bytes(b"short")
     assert file.read() == b"short"
+    file.close()
+
+
+@pytest.mark.parametrize(("name", "reads"), [("vmstat", 4), ("stat", 1), ("meminfo", 1)])
+def test_what_the_kernel_hands_out_in_parts_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, reads: int
+) -> None:
+    """A page at a time, whatever room there is; what comes as a whole is read once."""
+    text, pread, sizes = VMSTAT + b"nr_more 1\n" * 1000, os.pread, []
+
+    def a_page(fd: int, size: int, offset: int) -> bytes:
+        sizes.append(size)
+        return pread(fd, min(size, 4096) if name == "vmstat" else size, offset)
+
+    (tmp_path / name).write_bytes(text)
+    monkeypatch.setattr(os, "pread", a_page)
+    file = OpenFile(tmp_path / name)
+    assert file.read() == text
+    assert len(sizes) == reads
     file.close()
 
 

@@ -152,8 +152,9 @@ class Hotplug:
     def __init__(self, root: Path, moments: list[tuple[str, int]]) -> None:
         self.root, self.moments, self.looks = root, moments, 0
 
-    def times(self, percpu: bool) -> list[object]:
-        assert percpu
+    def times(self, percpu: bool = False) -> object:
+        if not percpu:
+            return _Times(0.0, 7.0)
         _, count = self.moments[min(self.looks, len(self.moments) - 1)]
         self.looks += 1
         now = self.moments[min(self.looks, len(self.moments) - 1)]
@@ -162,8 +163,8 @@ class Hotplug:
 
 
 class _Times:
-    def __init__(self, user: float) -> None:
-        self.user, self.idle = user, 1.0
+    def __init__(self, user: float, steal: float = 99.0) -> None:
+        self.user, self.idle, self.steal = user, 1.0, steal
 
 
 @pytest.mark.parametrize(
@@ -186,6 +187,7 @@ def test_psutils_list_gets_the_numbers_of_the_moment(
     assert sorted(sample.cpu_busy_seconds) == keys
     assert [sample.cpu_busy_seconds[key] for key in keys] == [float(place) for place in range(len(keys))]
     assert hotplug.looks <= 3
+    assert sample.cpu_steal_seconds == 7.0, "all that was stolen, also from CPUs that are offline now"
 
 
 @pytest.mark.parametrize(

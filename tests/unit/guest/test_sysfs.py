@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -202,6 +203,21 @@ def test_other_cpu_lists_are_value_errors(text: str) -> None:
 
 def test_zones_of_nothing() -> None:
     assert parse_zones("", 4096) == ()
+
+
+def test_what_is_mounted_read_only_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tree(tmp_path)
+    read_only: list[str] = []
+
+    def statvfs(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_flag=os.ST_RDONLY if path.name in read_only else 0)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    assert capabilities(tmp_path) == {Capability.CPU_ONLINE, Capability.MEMORY_ONLINE}
+    read_only.append("memory")
+    assert capabilities(tmp_path) == {Capability.CPU_ONLINE}
+    read_only.append("cpu")
+    assert capabilities(tmp_path) == frozenset()
 
 
 def test_capabilities(tmp_path: Path) -> None:

@@ -69,12 +69,17 @@ class One:
         return self.machine.next_actions(self.now)
 
     def demand(
-        self, cpu: int = 1000, memory: int = BOOT, floor: int = 256 * MIB, pressure: bool = False
+        self,
+        cpu: int = 1000,
+        memory: int = BOOT,
+        floor: int = 256 * MIB,
+        pressure: bool = False,
+        acceptable: int = 1 << 40,
     ) -> list[Action]:
         self.sequence += 1
         reasons = (Reason("test", "test"),)
         demand = Demand(
-            self.sequence, Resources(cpu, memory), Resources(1000, floor), 1 << 40, Urgency.NORMAL, reasons, USABLE
+            self.sequence, Resources(cpu, memory), Resources(1000, floor), acceptable, Urgency.NORMAL, reasons, USABLE
         )
         self.machine.on_demand("a", self.session, replace(demand, under_memory_pressure=pressure), self.now)
         return self.step()

@@ -19,6 +19,7 @@ from guestd.broker.core.ledger import HostCapacity
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Phase, Timing
 from guestd.model.errors import AdmissionError, NotFoundError, SupersededError, VersionError
+from guestd.model.event import EventCode
 from guestd.model.guest import Capability
 from guestd.model.messages import (
     Ack,
@@ -121,6 +122,38 @@ def test_a_guest_gets_no_more_memory_than_it_can_take() -> None:
     big = Demand(1, Resources(1000, 2 * GIB), Resources(1000, 0), 768 * MIB, Urgency.NOW, reasons, USABLE)
     one.machine.on_demand("a", one.session, big, one.now)
     assert of(RequestMemory, one.step()) == [RequestMemory("a", 768 * MIB)]
+
+
+def test_a_minimum_comes_in_stages_that_the_guest_can_take_and_is_reserved_all_along() -> None:
+    one = One()
+    one.demand(acceptable=BOOT + 2 * BLOCK)
+    one.machine.set_limits("a", Limits(Resources(1000, 2 * GIB), LIMITS.max))
+    grown, stage = [], BOOT + 2 * BLOCK
+    actions = one.step()
+    assert one.machine.free(Kind.MEMORY) == 6 * GIB
+    for _ in range(3):
+        grown += of(RequestMemory, actions)
+        assert one.reserved.memory_bytes == stage
+        one.is_now(vm(memory=stage))
+        stage = min(2 * GIB, 2 * stage)
+        actions = one.demand(acceptable=stage)
+    assert grown == [RequestMemory("a", size) for size in (768 * MIB, 1536 * MIB, 2 * GIB)]
+    assert one.machine.free(Kind.MEMORY) == 6 * GIB
+
+
+def test_a_stage_of_a_minimum_says_so() -> None:
+    one = One()
+    one.demand(acceptable=BOOT + 2 * BLOCK)
+    one.machine.set_limits("a", Limits(Resources(1000, 2 * GIB), LIMITS.max))
+    [log] = [log for log in of(Log, one.step()) if log.code is EventCode.GROWING]
+    assert log.text == "growing to 768 MiB: needs 512 MiB, min is 2 GiB, takes 768 MiB of it now"
+
+
+def test_what_a_guest_can_take_never_makes_it_shrink() -> None:
+    one = One().grown(cpus=1, memory=2 * GIB)
+    one.machine.set_limits("a", Limits(Resources(1000, 2 * GIB), LIMITS.max))
+    one.demand(acceptable=BOOT)
+    assert one.track(Kind.MEMORY).target == 2 * GIB
 
 
 def test_a_guest_that_uses_only_a_part_is_heard_and_left_for_a_moment() -> None:

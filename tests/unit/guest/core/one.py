@@ -6,6 +6,7 @@ from typing import TypeVar
 from guestd.guest.core.actions import Action, Do, Rescan, Say, Settings, TakeSample
 from guestd.guest.core.machine import GuestMachine
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, HookOp, Op, TrimOp
+from guestd.guest.core.setbacks import Key
 from guestd.model.guest import BlockState, Capability, Identity, Inventory, MemoryBlock, NodeZones, Sample
 from guestd.model.messages import Demand, Grant, OrderId, Reclaim, ReclaimStage, Welcome
 from guestd.model.reason import Reason
@@ -41,27 +42,37 @@ def trims(actions: Iterable[Action]) -> list[TrimOp]:
 
 
 class One:
-    """A guest of 4 present CPUs and 8 present blocks, of which some are online."""
+    """A guest of 4 present CPUs and so many present blocks, of which some are online."""
 
-    def __init__(self, cpus: int = 1, blocks: int = 4, capabilities: Iterable[Capability] = ALL) -> None:
+    def __init__(
+        self,
+        cpus: int = 1,
+        blocks: int = 4,
+        capabilities: Iterable[Capability] = ALL,
+        present: int = 8,
+        held: Iterable[Key] = (),
+    ) -> None:
         self.now = 100.0
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
+        self.kernel_free = GIB  # bytes
+        self.present = set(range(present))  # blocks, online or not
         self.movable = set[int]()  # blocks in ZONE_MOVABLE
         self.used_bytes, self.memory_some_us, self.refaults, self.epoch = 100 * MIB, 0, 0, 3
         self.free_bytes, self.runnable = 8 * BLOCK, 0
         self.demand: Demand | None = None  # said last
         self.hooks_say: str | None = "none"  # None: nothing, for now
         self.machine = GuestMachine(Identity(bytes(16), 1, capabilities=frozenset(capabilities)), self.now)
+        self.machine.on_held(frozenset(held))
         self.look()
 
     def look(self) -> list[Action]:
         """Feed it what is there."""
         blocks = tuple(
             MemoryBlock(index, BlockState.ONLINE if index in self.blocks else BlockState.OFFLINE, index in self.movable)
-            for index in range(8)
+            for index in sorted(self.present)
         )
         numbers = frozenset(range(4))
-        zones = (NodeZones(0, GIB, GIB, 0),)
+        zones = (NodeZones(0, GIB, self.kernel_free, 0),)
         inventory = Inventory(numbers, numbers, frozenset(self.cpus), self.pinned, BLOCK, blocks, zones)
         self.machine.on_inventory(inventory, self.now)
         self.sample()

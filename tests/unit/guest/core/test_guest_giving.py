@@ -12,7 +12,9 @@ from guestd.model.messages import (
     Ack,
     AckStatus,
     Demand,
+    Grant,
     GrantStage,
+    OrderId,
     RefusalReason,
 )
 from guestd.model.resources import Kind
@@ -189,6 +191,30 @@ def test_a_hook_that_fails_is_counted_and_said_and_the_shrink_goes_on() -> None:
     assert "hook-failed" in [reason.code for reason in demand.reasons]
 
 
+@pytest.mark.parametrize(
+    "status", [HandStatus.TIMEOUT, HandStatus.STUCK, HandStatus.FAILED, HandStatus.REFUSED, HandStatus.OK]
+)
+def test_a_run_of_hooks_that_came_to_nothing_is_a_failure_too(status: HandStatus) -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [op] = hooks(one.order(reclaim(Kind.CPU, 1000)))
+    actions = one.hooked(op, "", status)
+    assert ops(actions) == [CpuOp(1, False)]
+    assert one.machine.counters["failed-hooks"] == 1
+    [demand] = said(Demand, actions)
+    assert f"hook for cpu failed: {status}" in [reason.text for reason in demand.reasons]
+
+
+def test_a_dry_run_of_hooks_is_no_failure() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [op] = hooks(one.order(reclaim(Kind.CPU, 1000)))
+    one.hooked(op, "", HandStatus.DRY_RUN)
+    assert one.machine.counters["failed-hooks"] == 0
+
+
 def test_hooks_hear_of_more_when_it_is_there_and_only_of_whole_steps() -> None:
     one = One(cpus=1)
     one.welcome()
@@ -219,6 +245,34 @@ def test_hooks_hear_that_a_burst_ends() -> None:
     ending = replace(grant(Kind.CPU, 2000), stage=GrantStage.ENDING, remaining_seconds=9.7, burst=1000)
     events = [(op.event, op.before, op.after, op.seconds) for op in hooks(one.order(ending))]
     assert (HookEvent.BURST_ENDING, 2000, 1000, 9) in events
+
+
+def test_hooks_that_were_at_something_else_hear_afterwards_that_a_burst_ends() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [grown] = hooks(one.order(grant(Kind.CPU, 2000)))
+    ending = replace(grant(Kind.CPU, 2000, 2, 2), stage=GrantStage.ENDING, remaining_seconds=9.7, burst=1000)
+    assert hooks(one.order(ending)) == []
+    one.now += 3.0
+    one.order(replace(ending, id=OrderId(3, 3, 3), stage=GrantStage.SETTLED))  # said again, for another reason
+    told = HookOp(HookEvent.BURST_ENDING, Kind.CPU, 2000, 1000, 6)
+    assert hooks(one.hooked(grown, "done")) == [told]
+    assert hooks(one.hooked(told, "done")) == [], "once"
+
+
+@pytest.mark.parametrize("newer", [None, grant(Kind.CPU, 2000, 3, 3)])
+def test_hooks_hear_nothing_of_a_burst_that_is_over(newer: Grant | None) -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.hooks_say = None
+    [grown] = hooks(one.order(grant(Kind.CPU, 2000)))
+    one.order(replace(grant(Kind.CPU, 2000, 2, 2), stage=GrantStage.ENDING, remaining_seconds=9.7, burst=1000))
+    if newer is None:
+        one.now += 10.0
+    else:
+        one.order(newer)
+    assert hooks(one.hooked(grown, "done")) == []
 
 
 def test_room_is_made_in_chunks_before_a_balloon_takes_it() -> None:
@@ -267,6 +321,47 @@ def test_a_trim_that_fails_or_hangs_does_not_hold_the_answer_up() -> None:
     assert one.machine.counters["failed-trims"] == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "number"), [(HandStatus.OK, 0), (HandStatus.GONE, errno.ENOENT), (HandStatus.FAILED, errno.EIO)]
+)
+def test_a_trim_that_frees_nothing_is_the_last_and_blocks_go(status: HandStatus, number: int) -> None:
+    """The kernel found nothing that it could give up (which is no failure), or has no memory.reclaim."""
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.movable = {4, 5, 6, 7}
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=30)))
+    actions = one.result(trim, status, number)
+    assert trims(actions) == []
+    assert ops(actions) == [BlockOp(7, BlockTarget.OFFLINE)]
+
+
+def test_a_trim_that_frees_nothing_holds_no_balloon_up() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=30)))
+    actions = one.result(trim)
+    assert trims(actions) == []
+    [ack] = said(Ack, actions)
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
+
+
+def test_a_trim_that_took_too_long_goes_on_where_it_got_somewhere() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.free_bytes = 100 * MIB
+    one.step(0.3)
+    [trim] = trims(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2, seconds=30)))
+    one.free_bytes += 128 * MIB
+    assert len(trims(one.result(trim, HandStatus.TIMEOUT))) == 1
+
+
 def test_without_a_driver_that_takes_pages_blocks_go_one_by_one() -> None:
     one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM})
     one.welcome()
@@ -295,6 +390,75 @@ def test_blocks_that_fail_make_a_partial_answer_that_says_when_to_ask_again() ->
     assert (ack.status, ack.refusal, ack.achieved) == (AckStatus.PARTIAL, RefusalReason.BUSY, 7 * BLOCK)
     assert ack.later_amount == 4 * BLOCK
     assert 0 < ack.retry_after_seconds <= 2.0
+
+
+def with_dimms_and_a_balloon() -> One:
+    """Booted with four blocks; four came by DIMMs since."""
+    one = One(blocks=4, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON}, present=4)
+    one.welcome()
+    one.present = set(range(8))
+    one.movable = {2, 5, 6, 7}  # 2: boot memory may be, where the kernel was told so
+    actions = one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    for op in ops(actions):
+        actions = one.result(op)
+    assert said(Ack, actions)[-1].achieved == 8 * BLOCK
+    return one
+
+
+def test_dimms_go_before_a_balloon_takes_pages() -> None:
+    one = with_dimms_and_a_balloon()
+    actions = one.order(reclaim(Kind.MEMORY, 6 * BLOCK, 2, 2))
+    assert ops(actions) == [BlockOp(7, BlockTarget.OFFLINE)]
+    assert said(Ack, actions) == []
+    assert ops(one.result(BlockOp(7, BlockTarget.OFFLINE))) == [BlockOp(6, BlockTarget.OFFLINE)]
+    [ack] = said(Ack, one.result(BlockOp(6, BlockTarget.OFFLINE)))
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 6 * BLOCK)
+
+
+def test_below_the_boot_memory_the_balloon_takes_the_rest() -> None:
+    one = with_dimms_and_a_balloon()
+    actions, gone = one.order(reclaim(Kind.MEMORY, 3 * BLOCK, 2, 2, seconds=60)), []
+    while ops(actions):
+        gone += ops(actions)
+        actions = one.result(gone[-1])
+    assert [op.index for op in gone if isinstance(op, BlockOp)] == [7, 6, 5, 4], "never of the boot memory"
+    [ack] = said(Ack, actions)
+    assert (ack.status, ack.achieved) == (AckStatus.DONE, 3 * BLOCK)
+    # With the DIMMs gone there are no blocks to give.
+    actions = one.order(reclaim(Kind.MEMORY, 2 * BLOCK, 3, 3))
+    assert ops(actions) == []
+    assert said(Ack, actions)[0].achieved == 2 * BLOCK
+
+
+def test_a_dimm_that_stays_is_said_and_the_balloon_is_not_asked_to_make_up_for_it() -> None:
+    one = with_dimms_and_a_balloon()
+    one.order(reclaim(Kind.MEMORY, 3 * BLOCK, 2, 2, seconds=60))
+    for index in (7, 6, 5):
+        one.result(BlockOp(index, BlockTarget.OFFLINE))
+    [ack] = said(Ack, one.result(BlockOp(4, BlockTarget.OFFLINE), HandStatus.FAILED, errno.EBUSY))
+    assert (ack.status, ack.refusal, ack.achieved) == (AckStatus.PARTIAL, RefusalReason.BUSY, 5 * BLOCK)
+
+
+def test_what_was_there_from_the_start_is_left_to_the_balloon() -> None:
+    """A DIMM that the VM was started with the host never takes: it has the balloon take as much."""
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.movable = {4, 5, 6, 7}
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    actions = one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2))
+    assert ops(actions) == []
+    assert said(Ack, actions)[0].achieved == 4 * BLOCK
+
+
+def test_a_dimm_that_was_there_from_the_start_counts_once_it_went_and_came() -> None:
+    one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM} | {Capability.BALLOON})
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.present, one.blocks = set(range(7)), set(range(7))
+    one.look()
+    one.present, one.blocks, one.movable = set(range(8)), set(range(8)), {7}
+    one.look()
+    assert ops(one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2))) == [BlockOp(7, BlockTarget.OFFLINE)]
 
 
 def test_an_impossible_order_is_answered_and_nothing_goes_below_the_floor() -> None:

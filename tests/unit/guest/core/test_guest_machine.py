@@ -7,15 +7,17 @@ from itertools import pairwise
 import pytest
 from one import BLOCK, HEARTBEAT_SECONDS, SETTINGS, One, grant, of, ops, reclaim, said
 
-from guestd.guest.core.actions import Do, Rescan, Say
+from guestd.guest.core.actions import Do, Log, Rescan, Say, TakeSample
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus
 from guestd.model.guest import BlockState, Capability, Inventory, MemoryBlock, NodeZones
 from guestd.model.messages import (
     Ack,
     AckStatus,
     Demand,
+    Grant,
     Heartbeat,
     OrderId,
+    Reclaim,
     ReclaimStage,
     RefusalReason,
     Throttle,
@@ -358,3 +360,78 @@ def test_asking_again_at_once_brings_nothing_new() -> None:
     one.order(grant(Kind.CPU, 4000))
     assert one.machine.next_actions(one.now) == []
     assert one.machine.wake_at(one.now) > one.now
+
+
+# ---- CPUs and blocks that cannot be read -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "status"),
+    [
+        (reclaim(Kind.CPU, 1000, seconds=5.0), AckStatus.REFUSED),
+        (reclaim(Kind.MEMORY, 2 * BLOCK, seconds=5.0), AckStatus.REFUSED),
+        (grant(Kind.CPU, 4000), AckStatus.PARTIAL),
+    ],
+)
+def test_what_cannot_be_read_is_answered_with_that_in_time_and_looked_at_again(
+    order: Grant | Reclaim, status: AckStatus
+) -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.machine.on_order(order, one.now)
+    seconds = order.remaining_seconds if isinstance(order, Reclaim) else SETTINGS.grant_answer_seconds
+    began, acks, looks, wakings = one.now, [], [], 0
+    while one.now < began + seconds + 3.0:
+        actions = one.machine.next_actions(one.now)
+        acks += [(ack, one.now - began) for ack in said(Ack, actions)]
+        looks += [one.now for _ in of(Rescan, actions)]  # which fail
+        if of(TakeSample, actions):
+            one.sample()
+        wake_at = one.machine.wake_at(one.now)
+        assert wake_at > one.now, "a shell that is woken by the past never sleeps"
+        one.now, wakings = wake_at, wakings + 1
+    [(ack, after)] = acks
+    assert (ack.status, ack.refusal) == (status, RefusalReason.FAILED)
+    assert 0.8 * seconds <= after <= seconds
+    assert looks[1] - looks[0] == pytest.approx(SETTINGS.reconcile_moving_seconds)
+    assert ops(one.step(SETTINGS.reconcile_seconds)) == (
+        [] if isinstance(order, Reclaim) else [CpuOp(2, True), CpuOp(3, True)]
+    )
+
+
+def test_an_order_that_is_late_when_a_look_is_due_is_answered_by_what_is_seen() -> None:
+    one = One(cpus=2)
+    one.welcome()
+    one.order(reclaim(Kind.CPU, 1000, seconds=5.0))
+    one.cpus = {0}
+    [ack] = said(Ack, one.step(5.0))
+    assert ack.status is AckStatus.DONE
+
+
+def test_a_driver_that_came_later_counts_from_then_on() -> None:
+    one = One(capabilities={Capability.CPU_ONLINE})
+    one.welcome()
+    [ack] = said(Ack, one.order(grant(Kind.MEMORY, 6 * BLOCK)))
+    assert ack.refusal is RefusalReason.UNSUPPORTED
+    more = frozenset({Capability.CPU_ONLINE, Capability.MEMORY_ONLINE})
+    one.machine.on_identity(replace(one.machine.identity, generation=2, capabilities=more))
+    assert one.machine.hello().identity.generation == 2
+    actions = one.order(grant(Kind.MEMORY, 6 * BLOCK, 2, 2))
+    assert [op.index for op in ops(actions) if isinstance(op, BlockOp)] == [4, 5]
+    assert any("from now on: memory-online; no longer: nothing" in log.text for log in of(Log, actions))
+
+
+def test_what_more_it_can_take_is_said_when_it_has_taken_what_it_said() -> None:
+    """A minimum may be far above the need: then nothing else would be said until the next heartbeat."""
+    one = One(blocks=4, present=4)
+    one.kernel_free = 4 * MIB
+    one.look()
+    one.welcome()
+    one.step(1.0)
+    assert one.demand is not None
+    acceptable = one.demand.acceptable_memory_bytes
+    assert acceptable == 5 * BLOCK
+    one.present = set(range(5))
+    [op] = ops(one.order(grant(Kind.MEMORY, acceptable)))
+    [demand] = said(Demand, one.result(op))
+    assert demand.acceptable_memory_bytes == 6 * BLOCK

@@ -65,3 +65,21 @@ def test_what_others_bring_online_is_simply_counted() -> None:
     one.step(SETTINGS.reconcile_seconds)
     [ack] = said(Ack, one.order(grant(Kind.CPU, 2000)))
     assert (ack.status, ack.achieved) == (AckStatus.DONE, 2000)
+
+
+def test_what_a_person_took_offline_is_left_alone_after_a_restart_too() -> None:
+    before = One(cpus=4)
+    before.welcome()
+    before.order(grant(Kind.CPU, 4000))
+    before.cpus.discard(3)
+    before.step(SETTINGS.reconcile_seconds)
+    assert before.machine.held == {(CpuOp, 3)}
+    one = One(cpus=2, held=before.machine.held)
+    one.welcome()
+    actions = one.order(grant(Kind.CPU, 4000))
+    assert ops(actions) == [CpuOp(2, True)]
+    [ack] = said(Ack, one.result(CpuOp(2, True)))
+    assert (ack.status, ack.refusal) == (AckStatus.PARTIAL, RefusalReason.OTHERS)
+    one.cpus.add(3)
+    one.step(SETTINGS.reconcile_seconds)
+    assert one.machine.held == frozenset()

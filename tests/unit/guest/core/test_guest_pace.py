@@ -74,3 +74,15 @@ def test_more_memory_in_use_wakes_it_for_as_long_as_a_need_holds() -> None:
     guest.used_bytes += 2 * SETTINGS.stir_bytes
     guest.machine.on_pressure(guest.now)
     assert guest.samples(SETTINGS.calm_for_seconds) >= 0.8 * SETTINGS.calm_for_seconds / SETTINGS.calm_seconds
+
+
+def test_a_sample_that_failed_is_taken_again_soon_also_in_deep_rest() -> None:
+    guest = Quiet(watched=True)
+    guest.samples(60.0)
+    before = guest.now
+    while not any(isinstance(action, TakeSample) for action in guest.machine.next_actions(guest.now)):
+        guest.now = guest.machine.wake_at(guest.now)
+    assert guest.now - before > SETTINGS.rest_seconds
+    guest.machine.on_failed_sample(guest.now, blind=False)
+    assert guest.machine.wake_at(guest.now) == pytest.approx(guest.now + SETTINGS.retry_sample_seconds)
+    assert guest.samples(20.0) == 1, "once it can be read there is rest again"

@@ -136,6 +136,25 @@ def test_a_worker_that_cannot_be_killed_is_stuck_and_its_block_refused(
         assert time.monotonic() < deadline
 
 
+def test_where_too_much_is_stuck_the_host_can_still_be_reached(
+    root: Path, start: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_STUCK", 0)
+
+    def dial(port: int, timeout_seconds: float) -> socket.socket:
+        raise ConnectionResetError(errno.ECONNRESET, "no")
+
+    rig = start(dial=dial)
+    rig.ask("1 5000\ncpu 1 online")
+    assert rig.answers() == [["1", "refused", "busy"]]
+    rig.ask("2 5000\ndial 7777\ncpu 1 online")
+    assert rig.answers() == [["2", "refused", "busy"]]
+    rig.ask("3 5000\ndial 7777")
+    assert rig.answers() == [["3", "result", "0", "failed", str(errno.ECONNRESET), ""], ["3", "end", "ok"]]
+    rig.ask("4 5000\npsi memory")
+    assert rig.answers()[-1] == ["4", "end", "ok"]
+
+
 def test_a_reclaim_that_never_returns_is_killed_and_one_that_is_stuck_keeps_others_out(
     root: Path, start: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +184,34 @@ def test_a_worker_that_is_killed_by_someone_else_is_reported(root: Path, start: 
     worker = _only_child(rig.pid, rig.daemon)
     os.kill(worker, signal.SIGTERM)  # workers have the default: systemd's signal ends them
     assert rig.answers() == [["1", "end", "died"]]
+
+
+def test_a_worker_that_dies_as_a_request_comes_takes_no_other_with_it(root: Path) -> None:
+    """Both are found in one look. The request lets go of the dead one, and the new one gets its descriptor's number."""
+    daemon, helpers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    one = module.Helper(helpers_end, 0, str(root))
+    assert one._fork()
+    [(dead, worker)] = one._workers.items()
+    number = worker.channel.fileno()
+    os.kill(dead, signal.SIGKILL)
+    os.waitid(os.P_PID, dead, os.WEXITED | os.WNOWAIT)
+    daemon.send(b"1 9000\ncpu 1 online")
+    one._receive(hung_up=False)
+    [fresh] = one._workers.keys() - {dead}
+    try:
+        assert one._workers[fresh].channel.fileno() == number
+        one._finish(number)
+        one._finish(9999)
+        assert one._workers[fresh].channel.fileno() == number, "it was not hung up on"
+        daemon.settimeout(10)
+        assert daemon.recv(4096).startswith(b"1 result 0 ok")
+    finally:
+        os.kill(fresh, signal.SIGKILL)
+        for pid in (dead, fresh):
+            os.waitpid(pid, 0)
+            one._workers[pid].close()
+        daemon.close()
+        helpers_end.close()
 
 
 def test_dial_hands_over_the_connected_stream(tmp_path: Path, start: Callable[..., Rig]) -> None:
