@@ -89,7 +89,8 @@ class Operators(ABC):
         """See `metrics.host.Source`."""
         state = self._known(name)
         origin, detail = self._origin.get(name, (LimitsOrigin.UNKNOWN, ""))
-        return guest_view(state, self._clock(), origin, detail, self._channels.get(name, ""), self._errors[name])
+        channel, at_rest = self._channels.get(name, ""), [kind for kind in Kind if self.machine.at_rest(name, kind)]
+        return guest_view(state, self._clock(), origin, detail, channel, self._errors[name], at_rest)
 
     def subscribe(self) -> tuple[set[str], asyncio.Event, Callable[[], None]]:
         """See `wire.server.OperatorBackend`."""

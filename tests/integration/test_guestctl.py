@@ -16,6 +16,7 @@ from broker_rig import (
     USABLE,
     BrokerRig,
     RawGuest,
+    demand,
     eventually,
     guest_table,
     host_table,
@@ -25,8 +26,11 @@ from jsonschema import Draft202012Validator
 from pki import CA, OTHER
 from remote_rig import free_port
 
+from guestd.broker.hypervisor.fake import FakeVm
 from guestd.model.guest import Capability, Identity
-from guestd.model.messages import Hello
+from guestd.model.messages import Heartbeat, Hello
+from guestd.model.resources import Kind
+from guestd.model.units import MIB
 from guestd.wire.serve_monitor import serve_remote_monitor
 from guestd.wire.tls import TlsFiles
 
@@ -243,6 +247,33 @@ async def test_wait_returns_when_the_vm_has_what_was_wanted(rig: BrokerRig, gues
     less = await guestctl("set-limits", "web-1", "--cpu-min", "1", "--cpu-max", "1", "--wait", "--timeout", "30s")
     assert (less.code, less.err) == (0, "")
     assert len(guest.vm.guest_cpus) == 1
+
+
+async def beat(guest: RawGuest) -> None:
+    while True:
+        await guest.send(Heartbeat())
+        await asyncio.sleep(0.5)
+
+
+async def test_what_the_broker_does_not_care_to_take_is_not_waited_for(rig: BrokerRig, guestctl: Guestctl) -> None:
+    roomy = rig.vms["roomy"] = FakeVm()
+    await roomy.request_memory(1536 * MIB)
+    await rig.reload(host_table(rig.root) + guest_table(rig.root, "roomy"))
+    async with RawGuest(rig.root, "roomy") as guest:
+        await guest.hello()
+        await guest.send(demand(1, 1000, 1280 * MIB))
+        memory = rig.engine.machine.guests["roomy"].tracks[Kind.MEMORY]
+        await eventually(lambda: memory.target == 1280 * MIB, "it is to have less")
+        beating = asyncio.create_task(beat(guest))
+        waited, why = await guestctl.all(
+            "set-limits roomy --cpu-weight 200 --wait --timeout 10s", "explain roomy --output json"
+        )
+        beating.cancel()
+    assert (waited.code, waited.err) == (0, "")
+    assert (memory.reserved, memory.target) == (1536 * MIB, 1280 * MIB)
+    _, found = json.loads(why.out)["resources"]
+    assert found["reason"]["code"] == "slight"
+    assert "less than a quarter is not taken while there is plenty" in found["summary"]
 
 
 async def test_a_broker_elsewhere_is_watched_by_mutual_tls(rig: BrokerRig, guestctl: Guestctl) -> None:

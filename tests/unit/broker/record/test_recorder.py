@@ -24,7 +24,7 @@ from guestd.broker.record.replay import replay
 from guestd.model.errors import NotFoundError
 from guestd.model.vm import VmState, VmStatus
 
-READING = {"wake_at", "free", "scarce", "inputs", "explain_resource"}
+READING = {"wake_at", "free", "scarce", "inputs", "explain_resource", "at_rest"}
 """Calls that change nothing that is decided by, but for reasons, by way of `explain`."""
 
 
