@@ -185,13 +185,16 @@ async def _reload(path: Path, engine: Engine) -> None:
     notifier.reloading()
     try:
         config = configuration.load(path)
-        await engine.reload(config)
+        late = await engine.reload(config)
     except (ConfigError, AdmissionError, JournalError) as error:
         _log.error("reload refused, nothing changed: %s", error)
         engine.store.note(EventCode.BROKER, f"reload refused, nothing changed: {error}")
     else:
-        _log.info("reloaded: %d guests", len(config.guests))
-        engine.store.note(EventCode.BROKER, f"reloaded: {len(config.guests)} guests")
+        text = f"reloaded: {len(config.guests)} guests"
+        if late:
+            text += f"; not taken over, it takes a restart: {', '.join(late)}"
+        _log.log(logging.WARNING if late else logging.INFO, "%s", text)
+        engine.store.note(EventCode.BROKER, text)
     notifier.ready("reloaded")
 
 

@@ -13,6 +13,7 @@ from broker_rig import RawGuest, demand, eventually, guest_table, host_table, sh
 from scripted_qmp import serving
 
 from guestd.model.errors import UnreachableError
+from guestd.model.event import EventQuery
 from guestd.model.units import MIB
 from guestd.model.view import GuestView
 from guestd.model.vm import VmStatus
@@ -194,6 +195,24 @@ async def test_reload_of_a_broken_file_changes_nothing(root: Path, broker: Broke
         await broker.logged("reloaded: 2 guests")
         assert [one.name for one in await client.guests()] == ["a", "b"]
         assert (await client.guest("a")).connected  # its stream was never dropped
+    broker.signal(signal.SIGTERM)
+    assert await broker.ended() == 0
+
+
+async def test_reload_says_what_takes_a_restart(root: Path, broker: Broker) -> None:
+    good = host_table(root) + guest_table(root, "a")
+    broker.config.write_text(good)
+    await broker.start()
+    await broker.serving()
+    late = 'port = 4800\n[web]\nlisten = "127.0.0.1:1"\nhosts = ["x"]\n[log]\nformat = "json"\n'
+    broker.config.write_text(good.replace("heartbeat_seconds = 1\n", late))
+    told = "reloaded: 1 guests; not taken over, it takes a restart: broker.port, broker.heartbeat_seconds, [web], [log]"
+    async with BrokerClient(broker.run_dir) as client:
+        for _ in range(2):  # it is so until the restart
+            broker.log.write_text("")
+            broker.signal(signal.SIGHUP)
+            await broker.logged(f"warning: {told}")
+        assert (await client.events(EventQuery(newest=True, limit=1)))[0].text == told
     broker.signal(signal.SIGTERM)
     assert await broker.ended() == 0
 
