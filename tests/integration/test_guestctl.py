@@ -124,6 +124,21 @@ async def test_exit_code_1_is_failed(rig: BrokerRig, guestctl: Guestctl) -> None
     assert "it is paused; guestctl resume web-1" in paused.err
 
 
+async def test_a_past_that_cannot_be_read_is_exit_code_1_and_says_what_to_do(
+    rig: BrokerRig, guestctl: Guestctl
+) -> None:
+    await rig.stop()
+    (rig.root / "state" / "history.db").unlink()
+    (rig.root / "state" / "history.db").mkdir()
+    await rig.start()
+    await eventually(lambda: rig.connected("web-1"), "the guest is served all the same")
+    commands = ("history web-1", "history web-1 -o json", "explain web-1 --at 1m -o json")
+    for done in await guestctl.all(*commands):
+        assert (done.code, done.out) == (1, "")
+        assert f"history {rig.root}/state/history.db: " in done.err
+        assert f"make {rig.root}/state and what is in it writable" in done.err
+
+
 async def test_exit_code_2_is_usage_or_configuration(guestctl: Guestctl) -> None:
     usage, refused, configuration = await guestctl.all(
         "events --since yesterday", "set-limits web-1 --cpu-min 5", "config check /nonexistent/broker.toml"
