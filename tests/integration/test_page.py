@@ -226,7 +226,7 @@ async def test_a_restart_of_the_broker_is_shown_and_recovered_from(open_window: 
             broker = BrokerProcess(root, hypervisor.socket, config, QUICK)
             await broker.start()
             try:
-                await broker.logged("the live page is at")
+                await broker.logged("the live page: http://")
                 window = await open_window(f"http://127.0.0.1:{port}/")
                 page = await window.open()
                 await page.wait_for_selector('#link[data-state="live"]')
