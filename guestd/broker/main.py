@@ -14,6 +14,7 @@ from pathlib import Path
 import guestd
 from guestd.broker import config as configuration
 from guestd.broker.cgroup.cpu_group import CpuGroup
+from guestd.broker.check import check
 from guestd.broker.config import BrokerConfig, GuestConfig
 from guestd.broker.core.track import Timing
 from guestd.broker.engine import Engine
@@ -48,10 +49,12 @@ def main() -> None:
     level, limit = logging.DEBUG if arguments.verbose else logging.INFO, logs.few_alike()
     logs.setup(level, limit=limit)
     try:
+        if arguments.command == "check":
+            check(arguments.config)
+            return
         config = configuration.load(arguments.config)
         logs.setup(level, as_json=config.outlets.json_logs, limit=limit)
-        if arguments.command == "run":
-            asyncio.run(run(arguments.config, config))
+        asyncio.run(run(arguments.config, config))
     except (ConfigError, AdmissionError) as error:
         print(f"guestd-broker: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from broker_rig import RawGuest, demand, eventually, guest_table, host_table, short_directory
+from remote_rig import free_port
 from scripted_qmp import serving
 
 from guestd.model.errors import UnreachableError
@@ -117,6 +118,22 @@ async def test_check_says_nothing_when_all_is_well(root: Path, broker: Broker) -
     await broker.start("check")
     assert await broker.ended() == 0
     assert sorted(path.name for path in root.iterdir()) == ["broker.toml", "log"]
+
+
+async def test_check_looks_at_certificates_without_which_a_broker_starts_all_the_same(
+    root: Path, broker: Broker
+) -> None:
+    names = "".join(f'{name} = "{root}/{name}.pem"\n' for name in ("certificate", "key", "client_ca"))
+    table = f'[monitor]\nlisten = "127.0.0.1:{free_port()}"\n{names}'
+    broker.config.write_text(host_table(root) + guest_table(root, "a") + table)
+    await broker.start("check")
+    assert await broker.ended() == 2
+    assert f"guestd-broker: {root}/certificate.pem: cannot be read: No such file" in broker.said
+    await broker.start()
+    await broker.serving()
+    await broker.logged("trying again every 30 s")
+    broker.signal(signal.SIGTERM)
+    assert await broker.ended() == 0
 
 
 async def test_a_journal_that_cannot_be_used_ends_with_1_and_the_reason(root: Path, broker: Broker) -> None:
