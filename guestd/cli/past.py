@@ -40,6 +40,9 @@ def events(
     query = EventQuery(guest, since, until, limit=limit, newest=True)
 
     async def work(client: "BrokerClient") -> None:
+        # What comes between the list and the stream is in the stream: it begins after the list, or where that is empty
+        # after what was newest before it.
+        newest = await client.events(EventQuery(limit=1, newest=True)) if follow else ()
         found = await client.events(query)
         if guest and not found:
             await client.guest(guest)  # one that never was is an error, one that was removed has its events
@@ -48,7 +51,7 @@ def events(
             return
         for event in found:
             _print_event(SeenEvent(event), output)
-        last = found[-1].id if found else 0
+        last = (found or newest)[-1].id if found or newest else 0
         try:
             async for seen in client.watch_events(guest, last):
                 last = seen.event.id
