@@ -292,7 +292,7 @@ class Operators(ABC):
     def _known(self, name: str) -> GuestState:
         state = self.machine.guests.get(name)
         if state is None:
-            raise NotFoundError(f"no guest named {name!r}; `guestctl status` lists them")
+            raise NotFoundError(f"no guest named {name!r}")
         return state
 
     def _file_origin(self, guest: GuestConfig) -> tuple[LimitsOrigin, str]:
