@@ -100,6 +100,8 @@ def explain(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Says why a guest has what it has, and what it would take to get more."""
+    if at is not None and at > when.now():
+        raise typer.BadParameter(f"{when.shown(at, when.now())} is in the future", param_hint="--at")
     found = target.run(lambda client: client.explain(guest, at))
     if output is Output.JSON:
         from guestd.cli.as_json import explanation_json

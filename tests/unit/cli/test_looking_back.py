@@ -109,6 +109,7 @@ def test_events_of_a_guest_that_never_was(client: type[FakeClient], capsys: pyte
         (["history", "demo", "--kind", "disk"], ["--kind", "disk"]),
         (["history", "demo", "--until", "2h"], ["--until", "after --since"]),
         (["explain", "demo", "--at", "99:99"], ["--at", "'99:99'"]),
+        (["explain", "demo", "--at", "2999-03-01T14:02:00Z"], ["--at", "2999-03-01", "is in the future"]),
         (["explain"], ["GUEST"]),
     ],
 )
