@@ -1,7 +1,7 @@
 """Logs of both daemons: lines on stderr, plain or JSON.
 
-Under journald each line starts with its priority (`<4>`), and a plain one has no time, for the journal has one. Control
-characters are escaped, so that a name from outside can neither forge a line nor drive a terminal.
+Under journald each line starts with its priority (`<4>`), and a plain one has no time, for the journal has one. What is
+not printable is escaped, so that a name from outside can neither forge a line nor drive a terminal, nor hide in one.
 """
 
 import logging
@@ -14,10 +14,6 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
-_ESCAPES |= {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-_BIDI = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_ESCAPES |= {code: f"\\u{code:04x}" for code in _BIDI}
 _EXTRA = ("guest", "kind", "code", "before", "after", "suppressed")
 """What a record may carry besides its message, by `extra=`, and by `_Handler` the last one."""
 _LINES_ALIKE = 10  # in 10 s: a VM that grows step by step has each of them shown
@@ -25,8 +21,10 @@ _KEYS = 10_000
 
 
 def escape(text: str) -> str:
-    """The text on one line, with control characters made visible."""
-    return text.translate(_ESCAPES).encode("utf-8", "backslashreplace").decode()
+    """The text on one line, with every control, format and unassigned character made visible."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode("ascii") for one in text)
 
 
 class _Formatter(logging.Formatter):

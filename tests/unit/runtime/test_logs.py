@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestd.cli.text import printable
 from guestd.runtime import logs
 from guestd.runtime.logs import RateLimit, escape
 
@@ -78,11 +79,18 @@ def test_a_message_cannot_forge_a_line() -> None:
     assert stream.getvalue().endswith("guest a\\n<0>forged\\x1b[2J\\x9b\\u202e\\u200f\\ud800\n")
 
 
+@pytest.mark.parametrize("hidden", ["\u200b", "\ufeff", "\u00ad", "\u2066", "\U000e0041", "\ue000", "\u2029", "\ud800"])
+def test_what_cannot_be_seen_is_made_visible_as_guestctl_does(hidden: str) -> None:
+    assert escape(f"a{hidden}b") == printable(f"a{hidden}b")
+    assert escape(f"a{hidden}b").isascii()
+    assert escape("Zürich 世界\\n") == "Zürich 世界\\n"
+
+
 @given(st.text())
 def test_escaped_text_is_one_printable_line(text: str) -> None:
     escaped = escape(text)
     assert len(escaped.splitlines()) <= 1
-    assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 for letter in escaped)
+    assert escaped.isprintable()
     escaped.encode()
 
 
