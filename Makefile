@@ -87,7 +87,7 @@ $(STAMPS)/site-%: pyproject.toml | $(STAMPS)/venv
 	@rm -rf build/site-$*/bin
 	@touch $@
 
-# $(call install-environment,SITE STAGE,NAMES OF PROGRAMS): the environment, the package and its programs
+# $(call install-environment,SITE STAGE,NAME:MODULE:FUNCTION OF PROGRAMS): the environment, the package, its programs
 define install-environment
 	@[ -n '$(DESTDIR)' ] || { echo 'DESTDIR= is empty: refusing to install into this machine' >&2; exit 2; }
 	@rm -rf '$(DESTDIR)$(PREFIX)'
@@ -100,8 +100,9 @@ define install-environment
 		-w build/wheel .
 	@$(PYTHON) -m zipfile -e build/wheel/guestd-*.whl '$(DESTDIR)$(SITE)'
 	@for program in $(2); do \
-		printf '#!$(PREFIX)/bin/python3\nimport sys\n\nfrom guestd.%s import main\n\nsys.exit(main())\n' "$${program##*:}" \
-			> '$(DESTDIR)$(PREFIX)/bin/'"$${program%%:*}"; \
+		entry="$${program#*:}"; \
+		printf '#!$(PREFIX)/bin/python3\nimport sys\n\nfrom guestd.%s import %s\n\nsys.exit(%s())\n' \
+			"$${entry%:*}" "$${entry#*:}" "$${entry#*:}" > '$(DESTDIR)$(PREFIX)/bin/'"$${program%%:*}"; \
 		chmod 755 '$(DESTDIR)$(PREFIX)/bin/'"$${program%%:*}"; \
 		ln -sfn $(PREFIX)/bin/"$${program%%:*}" '$(DESTDIR)/usr/bin/'"$${program%%:*}"; \
 	done
@@ -144,7 +145,7 @@ define install-guestctl
 endef
 
 install-guest: $(STAMPS)/site-guest  ## DESTDIR=ROOT: the guest daemon into a guest's root file system
-	$(call install-environment,site-guest,guestd:guest.main)
+	$(call install-environment,site-guest,guestd:guest.main:main)
 	$(call install-unit,guestd)
 	@install -d '$(DESTDIR)/usr/share/guestd/hooks'
 	@install -m 755 systemd/hooks/[0-9]* '$(DESTDIR)/usr/share/guestd/hooks/'
@@ -157,7 +158,7 @@ install-lab: $(STAMPS)/site-lab  ## DESTDIR=ROOT: Python packages for the lab's 
 	$(call compile,$(LAB_SITE))
 
 install-broker: $(STAMPS)/site-broker  ## DESTDIR=ROOT: the broker and guestctl, same layout
-	$(call install-environment,site-broker,guestd-broker:broker.main guestctl:cli.main)
+	$(call install-environment,site-broker,guestd-broker:broker.main:main guestctl:cli.main:run)
 	$(call install-unit,guestd-broker)
 	$(call install-guestctl)
 

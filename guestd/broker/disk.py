@@ -1,4 +1,4 @@
-"""Room on the disk that the journal needs: what may be missed leaves it alone."""
+"""Room on the disk that the journal needs, which what may be missed leaves alone; and what to do about a bad disk."""
 
 import errno
 import os
@@ -22,3 +22,15 @@ def leave_room(directory: Path, taking_bytes: int = 0) -> None:
         raise OSError(
             errno.ENOSPC, f"less than {left >> 10} KiB would stay free, which are left to the journal", str(directory)
         )
+
+
+def way_out(directory: Path, error: OSError) -> str:
+    """What is wrong with a file there, and what to do about it."""
+    said = f"{directory}: {error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{said}: the disk is full; make room on the file system of {directory}"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"{said}: make {directory} and what is in it writable for user {os.geteuid()}"
+    if error.errno == errno.EIO:
+        return f"{said}: the disk or its file system failed; see the kernel's log"
+    return said

@@ -70,7 +70,9 @@ class Engine(Operators):
         self._begun = 0  # guests and streams that are new to the garbage collector
         self._begun_at = 0.0
         self._loop_task: asyncio.Task[None] | None = None
-        self._recorder = Recorder(config.state_dir / "record", config.outlets.record_bytes, clock)
+        directory, most_bytes = config.state_dir / "record", config.outlets.record_bytes
+        self._recorder = Recorder(directory, most_bytes, clock, tally=self.tally, told=self._note_from_thread)
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # ---- life ------------------------------------------------------------------------------------
 
@@ -81,14 +83,15 @@ class Engine(Operators):
         :raise ConfigError: When a guest that was added by a call has another's channel.
         :raise AdmissionError: When the guests' minimums do not fit.
         """
+        self._loop = asyncio.get_running_loop()
         saved = await self._journal.open()
-        self.machine = self._recorder.machine(
-            self._config.host, saved.epoch, self._config.heartbeat_seconds, self._timing
-        )
         guests = {**saved.added, **self._config.guests}
         configuration.check_channels(guests)
         by_call = self._fitting(guests, {name: limits for name, (limits, _) in saved.limits.items() if name in guests})
-        await self.store.start()
+        await self.store.start()  # before the record, whose troubles are events
+        self.machine = self._recorder.machine(
+            self._config.host, saved.epoch, self._config.heartbeat_seconds, self._timing
+        )
         for guest in guests.values():
             limits, origin = guest.limits, self._file_origin(guest)
             if guest.name in by_call:
@@ -137,6 +140,12 @@ class Engine(Operators):
         await self.store.stop()
         await self._journal.close()
         await asyncio.to_thread(self._recorder.close)
+
+    def _note_from_thread(self, text: str) -> None:
+        """Something happened to what is kept, seen by a thread of its own. At the very end nobody hears of it."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.store.note, EventCode.BROKER, text)
 
     async def wait(self) -> None:
         """Until the loop ends, which it does only by an error that nobody foresaw."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import guestd
 from guestd.broker import config as configuration
 from guestd.broker.cgroup.cpu_group import CpuGroup
+from guestd.broker.check import check
 from guestd.broker.config import BrokerConfig, GuestConfig
 from guestd.broker.core.track import Timing
 from guestd.broker.engine import Engine
@@ -48,10 +49,12 @@ def main() -> None:
     level, limit = logging.DEBUG if arguments.verbose else logging.INFO, logs.few_alike()
     logs.setup(level, limit=limit)
     try:
+        if arguments.command == "check":
+            check(arguments.config)
+            return
         config = configuration.load(arguments.config)
         logs.setup(level, as_json=config.outlets.json_logs, limit=limit)
-        if arguments.command == "run":
-            asyncio.run(run(arguments.config, config))
+        asyncio.run(run(arguments.config, config))
     except (ConfigError, AdmissionError) as error:
         print(f"guestd-broker: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -185,13 +188,16 @@ async def _reload(path: Path, engine: Engine) -> None:
     notifier.reloading()
     try:
         config = configuration.load(path)
-        await engine.reload(config)
+        late = await engine.reload(config)
     except (ConfigError, AdmissionError, JournalError) as error:
         _log.error("reload refused, nothing changed: %s", error)
         engine.store.note(EventCode.BROKER, f"reload refused, nothing changed: {error}")
     else:
-        _log.info("reloaded: %d guests", len(config.guests))
-        engine.store.note(EventCode.BROKER, f"reloaded: {len(config.guests)} guests")
+        text = f"reloaded: {len(config.guests)} guests"
+        if late:
+            text += f"; not taken over, it takes a restart: {', '.join(late)}"
+        _log.log(logging.WARNING if late else logging.INFO, "%s", text)
+        engine.store.note(EventCode.BROKER, text)
     notifier.ready("reloaded")
 
 

@@ -24,6 +24,7 @@ from guestd.broker.history.explain import explain_now, explain_past
 from guestd.broker.history.store import Store
 from guestd.broker.journal import Journal
 from guestd.broker.metrics.tally import Tally
+from guestd.broker.reload import reloaded
 from guestd.broker.view import guest_view, host_view
 from guestd.model.errors import AdmissionError, ConfigError, JournalError, NotFoundError
 from guestd.model.event import Event, EventCode, EventQuery, SeenEvent
@@ -89,7 +90,8 @@ class Operators(ABC):
         """See `metrics.host.Source`."""
         state = self._known(name)
         origin, detail = self._origin.get(name, (LimitsOrigin.UNKNOWN, ""))
-        return guest_view(state, self._clock(), origin, detail, self._channels.get(name, ""), self._errors[name])
+        channel, at_rest = self._channels.get(name, ""), [kind for kind in Kind if self.machine.at_rest(name, kind)]
+        return guest_view(state, self._clock(), origin, detail, channel, self._errors[name], at_rest)
 
     def subscribe(self) -> tuple[set[str], asyncio.Event, Callable[[], None]]:
         """See `wire.server.OperatorBackend`."""
@@ -218,8 +220,9 @@ class Operators(ABC):
             self._kick(name)
         return reclaimed
 
-    async def reload(self, config: BrokerConfig) -> None:
-        """Take over another configuration: guests come, go and change without dropping a stream.
+    async def reload(self, config: BrokerConfig) -> list[str]:
+        """Take over another configuration: guests come, go and change without dropping a stream. Returns what of it
+        takes a restart.
 
         What operators set for a guest that is no longer in the files is forgotten with it.
 
@@ -246,10 +249,11 @@ class Operators(ABC):
             for name, state in self.machine.guests.items():
                 self._note_limits(name, "changed by a reload", state.limits, limits[name])
             self.machine.set_host(config.host, limits)
-            self._config = config
+            self._config, late = reloaded(self._config, config)
             for name, guest in sorted(wanted.items()):
                 await self._take_over(guest, limits[name])
             self._kick(*gone, *self._guests)
+            return late
 
     async def _take_over(self, guest: GuestConfig, limits: Limits) -> None:
         known = self._guests.get(guest.name)
@@ -288,7 +292,7 @@ class Operators(ABC):
     def _known(self, name: str) -> GuestState:
         state = self.machine.guests.get(name)
         if state is None:
-            raise NotFoundError(f"no guest named {name!r}; `guestctl status` lists them")
+            raise NotFoundError(f"no guest named {name!r}")
         return state
 
     def _file_origin(self, guest: GuestConfig) -> tuple[LimitsOrigin, str]:

@@ -1,5 +1,6 @@
 """What the broker shows of its state: pure pictures for monitor and admin."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from guestd.broker.core.guest import GuestState
@@ -35,9 +36,15 @@ def host_view(machine: BrokerMachine, version: str, started_at: datetime) -> Hos
 
 
 def guest_view(
-    guest: GuestState, now: float, origin: LimitsOrigin, origin_detail: str, channel: str, protocol_errors: int
+    guest: GuestState,
+    now: float,
+    origin: LimitsOrigin,
+    origin_detail: str,
+    channel: str,
+    protocol_errors: int,
+    at_rest: Collection[Kind] = (),
 ) -> GuestView:
-    """One guest. `now` is of the machine's clock."""
+    """One guest. `now` is of the machine's clock; `at_rest` has the kinds about which nothing is to be done."""
     identity = guest.identity
     return GuestView(
         name=guest.name,
@@ -51,7 +58,7 @@ def guest_view(
         hostname=identity.hostname if identity else "",
         agent_version=identity.agent_version if identity else "",
         kernel=identity.kernel if identity else "",
-        resources=tuple(_resource_view(guest, track) for track in guest.tracks.values()),
+        resources=tuple(_resource_view(guest, track, track.kind in at_rest) for track in guest.tracks.values()),
         demand_reasons=guest.demand.reasons if guest.demand else (),
         last_seen_ago_seconds=None if guest.last_seen is None else max(0.0, now - guest.last_seen),
         protocol_errors=protocol_errors,
@@ -61,7 +68,7 @@ def guest_view(
     )
 
 
-def _resource_view(guest: GuestState, track: Track) -> ResourceView:
+def _resource_view(guest: GuestState, track: Track, at_rest: bool) -> ResourceView:
     kind, usable, demand = track.kind, guest.usable, guest.demand
     cpu = kind is Kind.CPU
     used = 0
@@ -88,6 +95,7 @@ def _resource_view(guest: GuestState, track: Track) -> ResourceView:
         burst_credit=track.lend.bucket.credit if track.lend else 0,
         quota=guest.vm.cpu_quota_millicores if cpu and guest.vm else 0,
         throttled_permille=guest.vm.cpu_throttled_permille if cpu and guest.vm else 0,
+        at_rest=at_rest,
     )
 
 

@@ -94,6 +94,7 @@ def _resource(guest: GuestView, kind: Kind) -> dict[str, Any]:
         f"burst_credit_{unit.removesuffix('s')}_seconds": resource.burst_credit,
         f"quota_{unit}": resource.quota,
         "throttled_permille": resource.throttled_permille,
+        "at_rest": resource.at_rest,
     }
 
 

@@ -19,11 +19,12 @@ config = typer.Typer(help="Checks and shows the broker's configuration.", no_arg
 def check(file: _File = _DEFAULT_PATH, output: OutputOption = Output.TABLE) -> None:
     """Checks the configuration as the broker would, and changes nothing.
 
-    Exit code 2 when the broker would refuse it.
+    Certificates and keys that it names are read too. Exit code 2 when the broker would refuse it, or could not listen.
     """
-    from guestd.broker.config import files_of, load
+    from guestd.broker.check import check as check_all
+    from guestd.broker.config import files_of
 
-    guests, files = load(file).guests, files_of(file)
+    guests, files = check_all(file).guests, files_of(file)
     if output is Output.JSON:
         show_json("config-check", {"files": [str(one) for one in files], "guests": len(guests)})
         return

@@ -19,7 +19,7 @@ def render(explanation: GuestExplanation, at: datetime | None, now: datetime, wi
     """Why it has what it has; `at` is the time that was asked for. `width` in columns, None: as wide as it is."""
     guest = explanation.guest
     state: Part = status_part(guest) if at is None else (f"as of {shown(at, now)}", "")
-    lines: list[Line] = [*paragraph(((printable(guest.name), "bold"), ("  ", ""), state), "", width)]
+    lines = paragraph(((printable(guest.name), "bold"), ("  ", ""), state), "", width)
     for one in explanation.resources:
         lines += [BLANK, *_resource(one, now, width)]
     return lines

@@ -15,7 +15,7 @@ _LABEL_WIDTH = 14
 
 def render(guest: GuestView, width: int | None = None) -> list[Line]:
     """All that is known of it; `width` in columns, None: as wide as it is."""
-    lines: list[Line] = [((printable(guest.name), "bold"), ("  ", ""), status_part(guest)), BLANK]
+    lines = [*paragraph(((printable(guest.name), "bold"), ("  ", ""), status_part(guest)), "", width), BLANK]
     lines += table(_COLUMNS, list(_amounts(guest)), width)
     lines.append(BLANK)
     for label, text in _facts(guest):

@@ -40,6 +40,9 @@ def events(
     query = EventQuery(guest, since, until, limit=limit, newest=True)
 
     async def work(client: "BrokerClient") -> None:
+        # What comes between the list and the stream is in the stream: it begins after the list, or where that is empty
+        # after what was newest before it.
+        newest = await client.events(EventQuery(limit=1, newest=True)) if follow else ()
         found = await client.events(query)
         if guest and not found:
             await client.guest(guest)  # one that never was is an error, one that was removed has its events
@@ -48,7 +51,7 @@ def events(
             return
         for event in found:
             _print_event(SeenEvent(event), output)
-        last = found[-1].id if found else 0
+        last = (found or newest)[-1].id if found or newest else 0
         try:
             async for seen in client.watch_events(guest, last):
                 last = seen.event.id
@@ -97,6 +100,8 @@ def explain(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Says why a guest has what it has, and what it would take to get more."""
+    if at is not None and at > when.now():
+        raise typer.BadParameter(f"{when.shown(at, when.now())} is in the future", param_hint="--at")
     found = target.run(lambda client: client.explain(guest, at))
     if output is Output.JSON:
         from guestd.cli.as_json import explanation_json

@@ -3,7 +3,7 @@
 1. A terminal has its width, or that of COLUMNS. A file or a pipe has none, unless COLUMNS names one: what goes
    there is neither cut nor wrapped.
 2. Colours are for terminals, without NO_COLOR, and not for TERM=dumb.
-3. What does not fit is wrapped between words; where it must be cut, it ends in "…".
+3. What does not fit is wrapped between words, a long name at the edge; where it must be cut, it ends in "…".
 
 Texts are printable already (`guestd.cli.text`): the only escapes that come out here are the styles' own.
 """
@@ -101,18 +101,39 @@ def cut(text: str, width: int) -> str:
 
 def paragraph(head: Line, text: str, width: int | None, indent: int = 2) -> list[Line]:
     """A text that begins on the head's line; what does not fit there follows, indented."""
-    start = "".join(part for part, _ in head)
-    if width is None or width_of(start) + width_of(text) <= width:
+    if width is None:
         return [(*head, (text, ""))]
     room = max(width, indent + 8)
+    *above, head = _folded(head, room)
+    start = sum(width_of(part) for part, _ in head)
+    if start + width_of(text) <= width:
+        return [*above, (*head, (text, ""))]
     wide = not text.isascii()  # such characters may take two columns
+    beside = start < room - 8
     wrapped = textwrap.wrap(
         text,
         max(room // 2 if wide else room, indent + 8),
-        initial_indent=" " * width_of(start) if width_of(start) < room - 8 else " " * indent,
+        initial_indent=" " * (start if beside else indent),
         subsequent_indent=" " * indent,
-    )
-    rest: list[Line] = [((line, ""),) for line in wrapped[1:]]
-    if width_of(start) < room - 8:
-        return [(*head, (wrapped[0][len(" " * width_of(start)) :], "")), *rest]
-    return [head, ((wrapped[0], ""),), *rest]
+    ) or [""]
+    first, rest = wrapped[0], [((line, ""),) for line in wrapped[1:]]
+    if beside:
+        return [*above, (*head, (first[start:], "")), *rest]
+    return [*above, head, ((first, ""),), *rest]
+
+
+def _folded(head: Line, width: int) -> list[Line]:
+    """A head on as many lines as it takes: a name has no place to wrap it at, and is wanted whole."""
+    lines: list[list[Part]] = [[]]
+    room = width
+    for text, style in head:
+        while width_of(text) > room:
+            fits = len(text)
+            while width_of(text[:fits]) > room:
+                fits -= 1
+            lines[-1].append((text[:fits], style))
+            lines.append([])
+            text, room = text[fits:], width
+        lines[-1].append((text, style))
+        room -= width_of(text)
+    return [tuple(line) for line in lines]

@@ -25,11 +25,11 @@ def missing_for_pause(guest: GuestView) -> list[str]:
 
 
 def missing_for_rest(guest: GuestView) -> list[str]:
-    """What is missing until it has what it is to have."""
+    """What is missing until it has what it is to have, or so much of it as the broker cares for."""
     found = _obstacles(guest) or _moving(guest)
     for kind in Kind:
         one = guest.resource(kind)
-        if not found and one.reserved != one.target:
+        if not found and one.reserved != one.target and not one.at_rest:
             what = "go down to" if one.reserved > one.target else "get"
             found = [_has(kind, one.reserved, f"is to {what} {kind.show(one.target)}", one.reason.text)]
     return found

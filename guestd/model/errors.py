@@ -13,6 +13,7 @@
     │   ├── FloodError         more messages, or longer ones, than a peer may send
     │   └── SupersededError    no fault: a newer stream of the same guest has the floor, or the guest was taken out
     ├── JournalError           the broker's database cannot be read or written
+    ├── HistoryError           what was cannot be read now; the broker goes on
     ├── UnreachableError       nobody answers at that address; exit code 5
     ├── DeniedError            somebody is there, and does not let us in; exit code 3
     └── HypervisorError        the hypervisor answered with a failure: nothing was done
@@ -77,6 +78,10 @@ class SupersededError(ProtocolError):
 
 class JournalError(GuestdError):
     """The journal cannot be read or written; no grant is answered that is not durable."""
+
+
+class HistoryError(GuestdError):
+    """The store of events and history cannot be read; the text says what to do. No decision depends on it."""
 
 
 class UnreachableError(GuestdError):

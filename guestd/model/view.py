@@ -75,6 +75,7 @@ class ResourceView:
     burst_credit: int = 0  # resource x seconds
     quota: int = 0  # CPU time that the host allows; 0: not bound
     throttled_permille: int = 0
+    at_rest: bool = False  # nothing will be done until something changes: it has its target, or is left as it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -483,6 +483,7 @@ class GuestResource(_message.Message):
     BURST_CREDIT_FIELD_NUMBER: _builtins.int
     QUOTA_FIELD_NUMBER: _builtins.int
     THROTTLED_PERMILLE_FIELD_NUMBER: _builtins.int
+    AT_REST_FIELD_NUMBER: _builtins.int
     kind: _common_pb2.ResourceKind.ValueType
     """Which kind."""
     demand: _builtins.int
@@ -521,6 +522,10 @@ class GuestResource(_message.Message):
     """CPU only: CPU time that the host allows, millicores; 0 where it does not bound it."""
     throttled_permille: _builtins.int
     """CPU only: share of the last second's periods in which the quota was used up, 0..1000."""
+    at_rest: _builtins.bool
+    """Nothing is under way, and nothing will be begun until something changes: it has its target, or it is left at what
+    it has because the step is not worth a resize; then the reason says so.
+    """
     @_builtins.property
     def reason(self) -> _common_pb2.Reason:
         """Why the target is what it is."""
@@ -548,10 +553,11 @@ class GuestResource(_message.Message):
         burst_credit: _builtins.int = ...,
         quota: _builtins.int = ...,
         throttled_permille: _builtins.int = ...,
+        at_rest: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["burst", b"burst", "burst_credit", b"burst_credit", "demand", b"demand", "failures", b"failures", "grows", b"grows", "kind", b"kind", "onlined", b"onlined", "overdue", b"overdue", "partials", b"partials", "phase", b"phase", "plugged", b"plugged", "quota", b"quota", "reason", b"reason", "refusals", b"refusals", "reserved", b"reserved", "shrinks", b"shrinks", "target", b"target", "throttled_permille", b"throttled_permille", "usable", b"usable", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_rest", b"at_rest", "burst", b"burst", "burst_credit", b"burst_credit", "demand", b"demand", "failures", b"failures", "grows", b"grows", "kind", b"kind", "onlined", b"onlined", "overdue", b"overdue", "partials", b"partials", "phase", b"phase", "plugged", b"plugged", "quota", b"quota", "reason", b"reason", "refusals", b"refusals", "reserved", b"reserved", "shrinks", b"shrinks", "target", b"target", "throttled_permille", b"throttled_permille", "usable", b"usable", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

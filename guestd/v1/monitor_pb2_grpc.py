@@ -112,7 +112,7 @@ class MonitorServiceServicer(object):
 
     def ExplainGuest(self, request, context):
         """Why a guest has what it has, what was decided about it, and what it would take to get more.
-        Fails with NOT_FOUND.
+        Fails with NOT_FOUND, UNAVAILABLE (what was decided then cannot be read now, and what to do about it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,7 +134,8 @@ class MonitorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetHistory(self, request, context):
-        """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none).
+        """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none),
+        UNAVAILABLE (it cannot be read now, and what to do about it).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

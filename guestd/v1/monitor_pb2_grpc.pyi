@@ -45,7 +45,7 @@ class MonitorServiceStub:
     """
     ExplainGuest: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ExplainGuestRequest, _monitor_pb2.ExplainGuestResponse]
     """Why a guest has what it has, what was decided about it, and what it would take to get more.
-    Fails with NOT_FOUND.
+    Fails with NOT_FOUND, UNAVAILABLE (what was decided then cannot be read now, and what to do about it).
     """
     ListEvents: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.ListEventsRequest, _monitor_pb2.ListEventsResponse]
     """What happened, oldest first. The store is bounded: what is older than it is gone.
@@ -54,7 +54,9 @@ class MonitorServiceStub:
     WatchEvents: _grpc.UnaryStreamMultiCallable[_monitor_pb2.WatchEventsRequest, _monitor_pb2.WatchEventsResponse]
     """What happens from now on, or after an event that was seen. A reader that is too slow is told how many it missed."""
     GetHistory: _grpc.UnaryUnaryMultiCallable[_monitor_pb2.GetHistoryRequest, _monitor_pb2.GetHistoryResponse]
-    """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none)."""
+    """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none),
+    UNAVAILABLE (it cannot be read now, and what to do about it).
+    """
 
 @_typing.type_check_only
 class MonitorServiceAsyncStub(MonitorServiceStub):
@@ -73,7 +75,7 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     """
     ExplainGuest: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ExplainGuestRequest, _monitor_pb2.ExplainGuestResponse]  # type: ignore[assignment]
     """Why a guest has what it has, what was decided about it, and what it would take to get more.
-    Fails with NOT_FOUND.
+    Fails with NOT_FOUND, UNAVAILABLE (what was decided then cannot be read now, and what to do about it).
     """
     ListEvents: _aio.UnaryUnaryMultiCallable[_monitor_pb2.ListEventsRequest, _monitor_pb2.ListEventsResponse]  # type: ignore[assignment]
     """What happened, oldest first. The store is bounded: what is older than it is gone.
@@ -82,7 +84,9 @@ class MonitorServiceAsyncStub(MonitorServiceStub):
     WatchEvents: _aio.UnaryStreamMultiCallable[_monitor_pb2.WatchEventsRequest, _monitor_pb2.WatchEventsResponse]  # type: ignore[assignment]
     """What happens from now on, or after an event that was seen. A reader that is too slow is told how many it missed."""
     GetHistory: _aio.UnaryUnaryMultiCallable[_monitor_pb2.GetHistoryRequest, _monitor_pb2.GetHistoryResponse]  # type: ignore[assignment]
-    """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none)."""
+    """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none),
+    UNAVAILABLE (it cannot be read now, and what to do about it).
+    """
 
 class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served on the broker's monitor socket."""
@@ -128,7 +132,7 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_monitor_pb2.ExplainGuestResponse, _abc.Awaitable[_monitor_pb2.ExplainGuestResponse]]:
         """Why a guest has what it has, what was decided about it, and what it would take to get more.
-        Fails with NOT_FOUND.
+        Fails with NOT_FOUND, UNAVAILABLE (what was decided then cannot be read now, and what to do about it).
         """
 
     @_abc_1.abstractmethod
@@ -155,6 +159,8 @@ class MonitorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _monitor_pb2.GetHistoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_monitor_pb2.GetHistoryResponse, _abc.Awaitable[_monitor_pb2.GetHistoryResponse]]:
-        """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none)."""
+        """How much a guest wanted and had over time. Fails with NOT_FOUND, INVALID_ARGUMENT (a range that is none),
+        UNAVAILABLE (it cannot be read now, and what to do about it).
+        """
 
 def add_MonitorServiceServicer_to_server(servicer: MonitorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

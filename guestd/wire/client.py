@@ -28,6 +28,7 @@ from guestd.model.errors import (
     ConfigError,
     DeniedError,
     GuestdError,
+    HistoryError,
     JournalError,
     NotFoundError,
     UnreachableError,
@@ -340,6 +341,8 @@ async def _own_error(error: grpc.aio.AioRpcError, end: Endpoint) -> GuestdError:
     match code:
         case grpc.StatusCode.UNAVAILABLE if details.startswith("journal "):
             return JournalError(details)
+        case grpc.StatusCode.UNAVAILABLE if details.startswith("history "):
+            return HistoryError(details)
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:  # the second: a broker that stops ends its calls
             return await end.problem()
         case grpc.StatusCode.DEADLINE_EXCEEDED:

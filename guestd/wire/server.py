@@ -14,7 +14,7 @@ from typing import Protocol
 import grpc
 import grpc.aio
 
-from guestd.model.errors import AdmissionError, GuestdError, JournalError, NotFoundError, ProtocolError
+from guestd.model.errors import AdmissionError, GuestdError, HistoryError, JournalError, NotFoundError, ProtocolError
 from guestd.model.event import Event, EventQuery, SeenEvent
 from guestd.model.explanation import GuestExplanation, ReclaimedResource, ReclaimRequest
 from guestd.model.history import History
@@ -98,7 +98,7 @@ async def status(context: grpc.aio.ServicerContext[object, object]) -> AsyncIter
         await context.abort(grpc.StatusCode.ALREADY_EXISTS, str(error))
     except (ValueError, ProtocolError) as error:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-    except JournalError as error:
+    except (JournalError, HistoryError) as error:
         await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
     except GuestdError as error:
         _log.exception("a call failed")

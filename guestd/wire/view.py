@@ -103,6 +103,7 @@ def _resource_to_wire(one: ResourceView) -> monitor_pb2.GuestResource:
         burst_credit=one.burst_credit,
         quota=one.quota,
         throttled_permille=one.throttled_permille,
+        at_rest=one.at_rest,
     )
 
 
@@ -169,6 +170,7 @@ def _resource_view(resource: monitor_pb2.GuestResource) -> ResourceView:
         burst_credit=resource.burst_credit,
         quota=resource.quota,
         throttled_permille=resource.throttled_permille,
+        at_rest=resource.at_rest,
     )
 
 

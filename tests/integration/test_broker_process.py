@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from broker_rig import RawGuest, demand, eventually, guest_table, host_table, short_directory
+from remote_rig import free_port
 from scripted_qmp import serving
 
 from guestd.model.errors import UnreachableError
+from guestd.model.event import EventQuery
 from guestd.model.units import MIB
 from guestd.model.view import GuestView
 from guestd.model.vm import VmStatus
@@ -118,6 +120,22 @@ async def test_check_says_nothing_when_all_is_well(root: Path, broker: Broker) -
     assert sorted(path.name for path in root.iterdir()) == ["broker.toml", "log"]
 
 
+async def test_check_looks_at_certificates_without_which_a_broker_starts_all_the_same(
+    root: Path, broker: Broker
+) -> None:
+    names = "".join(f'{name} = "{root}/{name}.pem"\n' for name in ("certificate", "key", "client_ca"))
+    table = f'[monitor]\nlisten = "127.0.0.1:{free_port()}"\n{names}'
+    broker.config.write_text(host_table(root) + guest_table(root, "a") + table)
+    await broker.start("check")
+    assert await broker.ended() == 2
+    assert f"guestd-broker: {root}/certificate.pem: cannot be read: No such file" in broker.said
+    await broker.start()
+    await broker.serving()
+    await broker.logged("trying again every 30 s")
+    broker.signal(signal.SIGTERM)
+    assert await broker.ended() == 0
+
+
 async def test_a_journal_that_cannot_be_used_ends_with_1_and_the_reason(root: Path, broker: Broker) -> None:
     broker.config.write_text(host_table(root) + guest_table(root, "a"))
     (root / "state").mkdir()
@@ -194,6 +212,24 @@ async def test_reload_of_a_broken_file_changes_nothing(root: Path, broker: Broke
         await broker.logged("reloaded: 2 guests")
         assert [one.name for one in await client.guests()] == ["a", "b"]
         assert (await client.guest("a")).connected  # its stream was never dropped
+    broker.signal(signal.SIGTERM)
+    assert await broker.ended() == 0
+
+
+async def test_reload_says_what_takes_a_restart(root: Path, broker: Broker) -> None:
+    good = host_table(root) + guest_table(root, "a")
+    broker.config.write_text(good)
+    await broker.start()
+    await broker.serving()
+    late = 'port = 4800\n[web]\nlisten = "127.0.0.1:1"\nhosts = ["x"]\n[log]\nformat = "json"\n'
+    broker.config.write_text(good.replace("heartbeat_seconds = 1\n", late))
+    told = "reloaded: 1 guests; not taken over, it takes a restart: broker.port, broker.heartbeat_seconds, [web], [log]"
+    async with BrokerClient(broker.run_dir) as client:
+        for _ in range(2):  # it is so until the restart
+            broker.log.write_text("")
+            broker.signal(signal.SIGHUP)
+            await broker.logged(f"warning: {told}")
+        assert (await client.events(EventQuery(newest=True, limit=1)))[0].text == told
     broker.signal(signal.SIGTERM)
     assert await broker.ended() == 0
 

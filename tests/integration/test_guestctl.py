@@ -16,6 +16,7 @@ from broker_rig import (
     USABLE,
     BrokerRig,
     RawGuest,
+    demand,
     eventually,
     guest_table,
     host_table,
@@ -25,8 +26,11 @@ from jsonschema import Draft202012Validator
 from pki import CA, OTHER
 from remote_rig import free_port
 
+from guestd.broker.hypervisor.fake import FakeVm
 from guestd.model.guest import Capability, Identity
-from guestd.model.messages import Hello
+from guestd.model.messages import Heartbeat, Hello
+from guestd.model.resources import Kind
+from guestd.model.units import MIB
 from guestd.wire.serve_monitor import serve_remote_monitor
 from guestd.wire.tls import TlsFiles
 
@@ -120,6 +124,21 @@ async def test_exit_code_1_is_failed(rig: BrokerRig, guestctl: Guestctl) -> None
     assert "it is paused; guestctl resume web-1" in paused.err
 
 
+async def test_a_past_that_cannot_be_read_is_exit_code_1_and_says_what_to_do(
+    rig: BrokerRig, guestctl: Guestctl
+) -> None:
+    await rig.stop()
+    (rig.root / "state" / "history.db").unlink()
+    (rig.root / "state" / "history.db").mkdir()
+    await rig.start()
+    await eventually(lambda: rig.connected("web-1"), "the guest is served all the same")
+    commands = ("history web-1", "history web-1 -o json", "explain web-1 --at 1m -o json")
+    for done in await guestctl.all(*commands):
+        assert (done.code, done.out) == (1, "")
+        assert f"history {rig.root}/state/history.db: " in done.err
+        assert f"make {rig.root}/state and what is in it writable" in done.err
+
+
 async def test_exit_code_2_is_usage_or_configuration(guestctl: Guestctl) -> None:
     usage, refused, configuration = await guestctl.all(
         "events --since yesterday", "set-limits web-1 --cpu-min 5", "config check /nonexistent/broker.toml"
@@ -146,8 +165,7 @@ async def test_exit_code_3_is_denied(rig: BrokerRig, guestctl: Guestctl) -> None
 async def test_exit_code_4_is_not_found(guestctl: Guestctl) -> None:
     for done in await guestctl.all("get nobody", "events nobody", "history nobody", "reclaim nobody"):
         assert (done.code, done.out) == (4, "")
-        assert "nobody" in done.err
-        assert "guestctl status lists those that there are" in done.err
+        assert done.err == "guestctl: no guest named 'nobody'; guestctl status lists those that there are\n"
 
 
 async def test_exit_code_5_is_unreachable(guestctl: Guestctl, tmp_path: Path) -> None:
@@ -196,10 +214,28 @@ async def test_a_reader_that_has_read_enough_ends_it_without_a_word(rig: BrokerR
         assert await process.wait() == 0
 
 
-async def test_40_columns_are_enough(guestctl: Guestctl) -> None:
-    for done in await guestctl.all("status", "explain web-1", "events", COLUMNS="40"):
-        assert (done.code, done.err) == (0, "")
-        assert max(map(len, done.out.splitlines())) <= 40
+LONGEST = "a-guest-" * 8
+
+
+@pytest.mark.parametrize("name", ["web-1", LONGEST])
+async def test_40_columns_are_enough(rig: BrokerRig, guestctl: Guestctl, name: str) -> None:
+    if name != "web-1":
+        await rig.reload(host_table(rig.root) + guest_table(rig.root, name))
+        rig.guest(name)
+        await eventually(lambda: rig.connected(name), "the guest is connected")
+    commands = (
+        "status",
+        "events",
+        f"explain {name}",
+        f"explain {name} --at 1s",
+        f"get {name}",
+        f"set-limits {name} --cpu-weight 200",
+        f"reclaim {name} --dry-run",
+        f"config show --origin {rig.config_path}",
+    )
+    for command, done in zip(commands, await guestctl.all(*commands, COLUMNS="40"), strict=True):
+        assert done.code == 0 or "--at" in command, done.err  # a second ago there may have been nothing to decide
+        assert max(map(len, done.out.splitlines())) <= 40, command
         assert "\x1b" not in done.out
 
 
@@ -225,6 +261,33 @@ async def test_wait_returns_when_the_vm_has_what_was_wanted(rig: BrokerRig, gues
     less = await guestctl("set-limits", "web-1", "--cpu-min", "1", "--cpu-max", "1", "--wait", "--timeout", "30s")
     assert (less.code, less.err) == (0, "")
     assert len(guest.vm.guest_cpus) == 1
+
+
+async def beat(guest: RawGuest) -> None:
+    while True:
+        await guest.send(Heartbeat())
+        await asyncio.sleep(0.5)
+
+
+async def test_what_the_broker_does_not_care_to_take_is_not_waited_for(rig: BrokerRig, guestctl: Guestctl) -> None:
+    roomy = rig.vms["roomy"] = FakeVm()
+    await roomy.request_memory(1536 * MIB)
+    await rig.reload(host_table(rig.root) + guest_table(rig.root, "roomy"))
+    async with RawGuest(rig.root, "roomy") as guest:
+        await guest.hello()
+        await guest.send(demand(1, 1000, 1280 * MIB))
+        memory = rig.engine.machine.guests["roomy"].tracks[Kind.MEMORY]
+        await eventually(lambda: memory.target == 1280 * MIB, "it is to have less")
+        beating = asyncio.create_task(beat(guest))
+        waited, why = await guestctl.all(
+            "set-limits roomy --cpu-weight 200 --wait --timeout 10s", "explain roomy --output json"
+        )
+        beating.cancel()
+    assert (waited.code, waited.err) == (0, "")
+    assert (memory.reserved, memory.target) == (1536 * MIB, 1280 * MIB)
+    _, found = json.loads(why.out)["resources"]
+    assert found["reason"]["code"] == "slight"
+    assert "less than a quarter is not taken while there is plenty" in found["summary"]
 
 
 async def test_a_broker_elsewhere_is_watched_by_mutual_tls(rig: BrokerRig, guestctl: Guestctl) -> None:

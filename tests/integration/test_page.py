@@ -9,6 +9,7 @@ import asyncio
 import os
 import shutil
 import socket
+import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -201,13 +202,13 @@ async def test_a_vm_that_grows_moves_on_the_page_within_a_second(
     page = await (await open_window(await serving(rig.engine))).open()
     figure = "document.querySelector('.row[data-name=\"a\"] .c-cpu b').textContent"
     took = []
-    for tasks, cpus in ((4.2, 4), (0.1, 1), (4.2, 4)):
+    for tasks, cpus in ((4.2, 4), (0.1, 1), (4.2, 4), (0.1, 1), (4.2, 4)):
         guest.load.tasks = tasks
         await eventually(lambda amount=cpus * 1000: rig.reserved("a").cpu_millicores == amount, "in the book")  # type: ignore[misc]
         began = time.monotonic()
         await holds(page, f"{figure} === '{cpus}'")
         took.append(time.monotonic() - began)
-    assert min(took) <= 1.0, took
+    assert statistics.median(took) <= 1.0, took
     width = "document.querySelector('.row[data-name=\"a\"] .c-cpu .b-reserved').getBoundingClientRect().width"
     track = "document.querySelector('.row[data-name=\"a\"] .c-cpu .bar').getBoundingClientRect().width"
     await holds(page, f"Math.abs({width} - {track}) < 2")
@@ -226,7 +227,7 @@ async def test_a_restart_of_the_broker_is_shown_and_recovered_from(open_window: 
             broker = BrokerProcess(root, hypervisor.socket, config, QUICK)
             await broker.start()
             try:
-                await broker.logged("the live page is at")
+                await broker.logged("the live page: http://")
                 window = await open_window(f"http://127.0.0.1:{port}/")
                 page = await window.open()
                 await page.wait_for_selector('#link[data-state="live"]')
@@ -357,8 +358,9 @@ async def test_a_thousand_vms_stay_smooth(serving: Serve, open_window: Open) -> 
         await asyncio.sleep(max(0.0, began + (turn + 1) * 0.2 - time.monotonic()))
     assert 0 < most < 80
     gaps = sorted(await page.evaluate("gaps"))
-    assert len(gaps) > 30
-    assert gaps[len(gaps) // 2] < 100, "half of all frames took longer than a tenth of a second"
+    assert len(gaps) > 60
+    assert gaps[len(gaps) // 2] < 35, "not half of all frames are as short as for 30 in a second"
+    assert gaps[len(gaps) * 9 // 10] < 100, "one frame of ten took longer than a tenth of a second"
     assert gaps[-1] < 1500, "the page stood still"
     await page.locator("#list").focus()
     await page.keyboard.press("End")

@@ -12,7 +12,7 @@ from broker_rig import BrokerRig, eventually, guest_table, host_table, short_dir
 
 from guestd.broker.core import judge
 from guestd.broker.record.replay import replay
-from guestd.model.event import EventCode
+from guestd.model.event import EventCode, EventQuery
 from guestd.model.units import MIB
 from guestd.model.view import LimitsChange
 from guestd.wire.client import BrokerClient
@@ -74,3 +74,18 @@ async def test_a_broker_s_life_is_replayed_in_another_process(monkeypatch: pytes
         changed = replay(first)
         assert changed.difference is not None
         assert "growing to" in changed.difference.recorded
+
+
+async def test_a_record_that_cannot_be_made_is_an_event_and_counted_and_all_goes_on() -> None:
+    with short_directory() as root:
+        (root / "state").mkdir()
+        (root / "state" / "record").touch()  # where its directory is to be
+        async with BrokerRig(root, host_table(root) + guest_table(root, "a")) as rig:
+            rig.guest("a")
+            await eventually(lambda: rig.engine.tally.record_interruptions > 0, "counted")
+            await eventually(lambda: rig.connected("a"), "the guest is served all the same")
+            async with BrokerClient(rig.run_dir) as client:
+                said = [one.text for one in await client.events(EventQuery()) if "not recorded" in one.text]
+    assert len(said) == 1
+    assert said[0].startswith("decisions are not recorded now, the broker goes on without: ")
+    assert f"{root}/state/record" in said[0]

@@ -5,7 +5,7 @@ What the guest itself said is repeated as it is, bounded in length: whoever show
 
 from guestd.broker.core.advice import Case, to_get_more
 from guestd.broker.core.guest import GuestState
-from guestd.broker.core.judge import is_over_burst
+from guestd.broker.core.judge import is_left, is_over_burst, shrink_amount
 from guestd.broker.core.track import Phase, Track
 from guestd.model.explanation import ResourceExplanation
 from guestd.model.reason import Reason
@@ -13,6 +13,7 @@ from guestd.model.resources import Kind
 from guestd.model.units import round_down, round_up
 
 _LONGEST_QUOTE = 160
+_LEFT = ("slight", "floor")
 _OTHER_PREFIX = {Kind.CPU: "memory-", Kind.MEMORY: "cpu-"}
 
 
@@ -41,6 +42,8 @@ def _summary(case: Case, quote: str) -> str:
 def _way(case: Case) -> str:
     """Where it is going, when it is not there yet."""
     track, target = case.track, case.show(case.track.target)
+    if track.reason.code in _LEFT:
+        return ""
     if case.guest.observed:
         return (
             f", is only observed and would have {target}" if track.target != track.reserved else ", is only observed,"
@@ -53,8 +56,10 @@ def _way(case: Case) -> str:
     return f", is to have {target}," if track.target != track.reserved else ""
 
 
-def explain_target(guest: GuestState, track: Track, stale_seconds: float, now: float) -> Reason:
-    """Why the target is what it is."""
+def explain_target(
+    guest: GuestState, track: Track, stale_seconds: float, now: float, plenty: bool = False, scarce: bool = False
+) -> Reason:
+    """Why the target is what it is; or why a guest that is served is left at something else."""
     kind, fixed = track.kind, guest.why_unclear(now, stale_seconds)
     if fixed is not None or guest.demand is None:
         return Reason("fixed", f"keeps {kind.show(track.reserved)}: {fixed}")
@@ -64,6 +69,8 @@ def explain_target(guest: GuestState, track: Track, stale_seconds: float, now: f
     shown = f"needs {kind.show(needed)}"
     if is_over_burst(guest, track) and track.lend is not None:
         return Reason("burst-over", f"{shown}, its burst is over, max is {kind.show(high)}")
+    if not guest.observed and is_left(guest, track, plenty, scarce):
+        return _why_left(guest, track, shown)
     if now < track.shrink_after and low < target <= track.kept:
         return Reason("kept", f"{shown}, would not go below {kind.show(track.kept)}")
     if target > high:
@@ -81,3 +88,13 @@ def explain_target(guest: GuestState, track: Track, stale_seconds: float, now: f
     if target == round_down(high, unit):
         return Reason("max", f"{shown}, max is {kind.show(high)}")
     return Reason("share", f"{shown}, its share of a scarce pool is {kind.show(target)}")
+
+
+def _why_left(guest: GuestState, track: Track, shown: str) -> Reason:
+    kind, amount = track.kind, shrink_amount(guest, track)
+    shown = f"{shown}, keeps {kind.show(track.reserved)}"
+    if track.target < track.reserved <= amount:
+        return Reason("floor", f"{shown}: it cannot go below {kind.show(guest.least(kind))} now")
+    if kind is Kind.MEMORY:
+        return Reason("slight", f"{shown}: less than a quarter is not taken while there is plenty")
+    return Reason("slight", f"{shown}: less than a tenth is not worth a change of its CPU time")

@@ -124,6 +124,20 @@ def is_slight(guest: GuestState, track: Track, step: int, plenty: bool = False) 
     return step < MILLICORES_PER_VCPU and step * _QUOTA_STEP < track.reserved
 
 
+def is_left(guest: GuestState, track: Track, plenty: bool, scarce: bool) -> bool:
+    """Whether it is left at what it has though it is to have another amount: no step towards that is worth a resize,
+    or the guest cannot go lower. Nothing begins until something changes.
+    """
+    if track.phase is not Phase.IDLE or track.overdue or track.target == track.reserved:
+        return False
+    if track.target > track.reserved:
+        return scarce and is_slight(guest, track, track.target - track.reserved)
+    amount = shrink_amount(guest, track)
+    least = round_up(guest.bounds(track.kind)[0], guest.unit(track.kind))
+    slight = amount > least and is_slight(guest, track, track.reserved - amount, plenty)
+    return amount >= track.reserved or slight
+
+
 def would_resize(
     guest: GuestState, track: Track, timing: Timing, stale_seconds: float, now: float, plenty: bool, scarce: bool
 ) -> int | None:

@@ -5,7 +5,7 @@ Like events, an operator's changes only change what is known; `BrokerMachine` de
 
 from collections.abc import Mapping
 
-from guestd.broker.core import ledger, lend
+from guestd.broker.core import judge, ledger, lend
 from guestd.broker.core.actions import Observe
 from guestd.broker.core.advice import Case
 from guestd.broker.core.alarms import Alarms
@@ -16,7 +16,7 @@ from guestd.broker.core.inputs import PoolFacts, known_inputs
 from guestd.broker.core.reclaim import reclaim
 from guestd.broker.core.resize import Resizer
 from guestd.broker.core.shares import Shares
-from guestd.broker.core.track import Timing
+from guestd.broker.core.track import Phase, Timing
 from guestd.model.errors import AdmissionError, NotFoundError
 from guestd.model.event import DecisionInputs
 from guestd.model.explanation import ReclaimedResource, ReclaimRequest, ResourceExplanation
@@ -202,8 +202,22 @@ class Roster:
         :raise NotFoundError: When there is none of that name.
         """
         guest = self._guest(name)
-        for track in guest.tracks.values():
-            track.reason = explain_target(guest, track, self._stale_seconds, now)
+        for kind, track in guest.tracks.items():
+            plenty, scarce = self._plenty[kind], self._shares[kind].scarce
+            track.reason = explain_target(guest, track, self._stale_seconds, now, plenty, scarce)
+
+    def at_rest(self, name: str, kind: Kind) -> bool:
+        """Whether nothing is under way, and nothing will begin until something changes: it has its target, or is left
+        at what it has.
+
+        :raise NotFoundError: When there is none of that name.
+        """
+        guest = self._guest(name)
+        track = guest.tracks[kind]
+        if track.phase is not Phase.IDLE or track.overdue or name in self._touched:
+            return False
+        left = judge.is_left(guest, track, self._plenty[kind], self._shares[kind].scarce)
+        return track.target == track.reserved or left
 
     def free(self, kind: Kind) -> int:
         """What can be granted above minimums now."""

@@ -22,7 +22,10 @@ async def explain_now(machine: BrokerMachine, store: Store, name: str, now: floa
 
 
 async def explain_past(store: Store, name: str, at: datetime) -> tuple[tuple[ResourceExplanation, ...], bool]:
-    """CPU and memory as they were decided then; and whether that is known of neither."""
+    """CPU and memory as they were decided then; and whether that is known of neither.
+
+    :raise HistoryError: When what is recorded cannot be read.
+    """
     past = await store.past(name, at)
     return tuple(_then(kind, past[kind]) for kind in Kind), all(one.decision is None for one in past.values())
 

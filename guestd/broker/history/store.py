@@ -5,7 +5,7 @@
 2. It stops nobody: what cannot be written is dropped and counted, said once, and tried again with the next batch.
 3. A guest's flood leaves a count, not a full store (`floods.py`); texts are bounded.
 4. Questions are answered by the same thread, after what is waiting was written. While the file cannot be read, the
-   newest events are answered from memory.
+   newest events are answered from memory; that nothing was is never said for that.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ from guestd.broker.history.sampler import Sampler, sample
 from guestd.broker.history.schema import way_out
 from guestd.broker.history.steps import TIERS
 from guestd.broker.metrics.tally import Tally
+from guestd.model.errors import HistoryError
 from guestd.model.event import DECISIONS, DecisionInputs, Event, EventCode, EventQuery, SeenEvent
 from guestd.model.history import History
 from guestd.model.reason import Reason
@@ -78,6 +79,7 @@ class Store:
         self._new_run = False
         self._openings = 0
         self._trouble = False  # and that was said
+        self._way_out = ""  # of the last call, when it failed
         self._lost_before = 0, 0  # events and samples, when it was last said
         self._marked_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -179,6 +181,7 @@ class Store:
         """See `wire.server.OperatorBackend`. `max_points` 0 means 300.
 
         :raise ValueError: When the range is none, or the points are too many.
+        :raise HistoryError: When the file cannot be read, with what to do about it.
         """
         now = self._wall()
         end = now if until is None else until.timestamp()
@@ -195,7 +198,7 @@ class Store:
             guest, run = self._file.guest_and_run(name)
             return samples_table.read(database, guest, run, open_steps, begin, end, points, now)
 
-        return await self._answer(read) or History(0.0, ())
+        return self._found(await self._answer(read))
 
     async def last_events(self, name: str, kind: Kind) -> tuple[Event, ...]:
         """The last 20 about one kind of a guest, oldest first."""
@@ -206,7 +209,10 @@ class Store:
         return found
 
     async def past(self, name: str, at: datetime) -> dict[Kind, Past]:
-        """What was decided about a guest by then. A whole minute means until its end: "at 14:02" is up to 14:03."""
+        """What was decided about a guest by then. A whole minute means until its end: "at 14:02" is up to 14:03.
+
+        :raise HistoryError: When the file cannot be read, with what to do about it.
+        """
         end = at + (timedelta(minutes=1) if not at.second and not at.microsecond else timedelta(microseconds=1))
 
         def read(database: sqlite3.Connection) -> dict[Kind, Past]:
@@ -218,7 +224,7 @@ class Store:
                 for kind in Kind
             }
 
-        return await self._answer(read) or dict.fromkeys(Kind, Past(None, ()))
+        return self._found(await self._answer(read))
 
     # ---- the writer ------------------------------------------------------------------------------
 
@@ -276,6 +282,11 @@ class Store:
         await self._write()
         return await self._ask(question)
 
+    def _found(self, answer: T | None) -> T:
+        if answer is None:
+            raise HistoryError(self._way_out or f"history {self._path}: it is closed; the broker is about to end")
+        return answer
+
     async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T | None:
         now = self._wall()
         return await self._call(lambda: self._file.call(now, question))
@@ -285,14 +296,17 @@ class Store:
         if self._closed:
             return None
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, what)
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, what)
         except (sqlite3.Error, OSError) as error:
+            self._way_out = way_out(self._path, error)
             if not self._trouble:
                 self._trouble = True
-                text = f"{way_out(self._path, error)}; until then events and history are not kept, the broker goes on"
+                text = f"{self._way_out}; until then events and history are not kept, the broker goes on"
                 _log.warning("%s", text)
                 self.note(EventCode.BROKER, text)
             return None
+        self._way_out = ""
+        return found
 
 
 def _bounded(text: str, most: int = _LONGEST_TEXT_BYTES) -> str:

@@ -68,6 +68,8 @@ class HostCollector(Collector):
         yield events
         text = "Samples of the history that could not be written."
         yield CounterMetricFamily("guestd_history_samples_dropped", text, tally.samples_lost)
+        text = "How often decisions could not be recorded for replay, each failed try to go on among them."
+        yield CounterMetricFamily("guestd_record_interruptions", text, tally.record_interruptions)
         counts = accumulate(tally.rounds)
         text = "How long rounds of decisions took, with their journal record."
         yield HistogramMetricFamily(

@@ -19,7 +19,7 @@ async def serve_metrics(source: Source, address: Address, hosts: tuple[str, ...]
 
     :param hosts: further names that the broker may be called by, see `serve_http`.
     """
-    return await serve_http(metrics_app(source), address, hosts)
+    return await serve_http(metrics_app(source), address, hosts, "the metrics")
 
 
 def metrics_app(source: Source) -> web.Application:

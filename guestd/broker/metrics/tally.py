@@ -19,6 +19,7 @@ class Tally:
     events_left_out: int = 0  # of a guest with too many at once
     events_lost: int = 0  # could not be written
     samples_lost: int = 0
+    record_interruptions: int = 0  # of the record of decisions, each failed try to go on among them
     rounds: list[int] = field(default_factory=lambda: [0] * (len(ROUND_SECONDS) + 1))
     rounds_seconds: float = 0.0
 

@@ -6,7 +6,8 @@ The law:
    may lose.
 2. A file begins with a snapshot, taken between two rounds, and holds every call since, without a gap.
 3. Whatever fails (a full disk, one that hangs, a value that cannot be encoded) is said once and ends the file: nothing
-   more is recorded until a new one can begin, which is tried every half minute. The broker never waits for it.
+   more is recorded until a new one can begin, which is tried every half minute; each time it fails is counted. The
+   broker never waits for it.
 """
 
 import logging
@@ -22,6 +23,8 @@ import guestd
 from guestd.broker.core.ledger import HostCapacity
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.core.track import Timing
+from guestd.broker.disk import way_out
+from guestd.broker.metrics.tally import Tally
 from guestd.broker.record import snapshot
 from guestd.broker.record.frames import Header, entries_payload
 from guestd.broker.record.machine import RecordedMachine
@@ -55,6 +58,8 @@ class Recorder:
     :param directory: where its files are; made when the first begins.
     :param limit_bytes: of all files together; 0: nothing is recorded.
     :param clock: the machine's.
+    :param tally: counts how often it fails.
+    :param told: gets what is said of it, in any thread; must not block.
     """
 
     def __init__(
@@ -63,9 +68,11 @@ class Recorder:
         limit_bytes: int,
         clock: Callable[[], float] = time.monotonic,
         retry_seconds: float = 30.0,
+        tally: Tally | None = None,
+        told: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._segments, self._limit, self._clock = Segments(directory, limit_bytes), limit_bytes, clock
-        self._retry_seconds = retry_seconds
+        self._retry_seconds, self._tally, self._told = retry_seconds, tally or Tally(), told
         self._encoder = msgspec.msgpack.Encoder()
         self._lock = threading.Lock()  # of what follows
         self._waiting: list[_Chunk | _Beginning] = []
@@ -129,7 +136,8 @@ class Recorder:
 
     def _next_chunk(self) -> None:
         if len(self._waiting) >= _MOST_CHUNKS:
-            self._pause("the disk is too slow for what is to be recorded")
+            where = self._segments.directory
+            self._pause(f"the disk of {where} is too slow for what is to be recorded; see what else writes to it")
             self._waiting.clear()
             return
         self._chunk = _Chunk()
@@ -140,9 +148,14 @@ class Recorder:
         """Nothing more is recorded for a while. The lock is held."""
         self._chunk = None
         self._begin_at = time.monotonic() + self._retry_seconds
+        self._tally.record_interruptions += 1
         if why != self._said:
             self._said = why
-            _log.warning("decisions are not recorded now, the broker goes on without: %s", why)
+            self._say(f"decisions are not recorded now, the broker goes on without: {why}")
+
+    def _say(self, text: str) -> None:
+        _log.warning("%s", text)
+        self._told(text)
 
     # ---- in the thread ---------------------------------------------------------------------------
 
@@ -168,7 +181,8 @@ class Recorder:
             self._segments.close()
             with self._lock:
                 self._waiting.clear()
-                self._pause(f"{self._segments.directory}: {error}")
+                directory = self._segments.directory
+                self._pause(way_out(directory, error) if isinstance(error, OSError) else f"{directory}: {error}")
             return
         if self._segments.full:
             self._begin_at = 0.0
@@ -181,4 +195,4 @@ class Recorder:
         self._segments.begin(one.header, one.machine)
         if self._said:
             self._said = ""
-            _log.warning("decisions are recorded again")
+            self._say("decisions are recorded again")

@@ -32,16 +32,57 @@ _HEADERS = {
 }
 
 
-async def serve_http(app: web.Application, address: Address, hosts: tuple[str, ...]) -> web.AppRunner:
-    """Serve `app` until the runner's `cleanup`.
+class Listener(web.AppRunner):
+    """Listens as soon as it can. That an address is not this host's yet, or taken, is said once; it is tried again."""
 
-    An address that cannot be listened on is logged, and the broker goes on.
+    _said = ""
+    _trying: asyncio.Task[None] | None = None
+
+    async def listen(self, address: Address, what: str, retry_seconds: float) -> None:
+        """Listen, or go on trying until `cleanup`."""
+
+        async def keep_trying() -> None:
+            listening = False
+            while not listening:
+                await asyncio.sleep(retry_seconds)
+                listening = await self._listen(address, what, retry_seconds)
+
+        if not await self._listen(address, what, retry_seconds):
+            self._trying = asyncio.create_task(keep_trying())
+
+    async def cleanup(self) -> None:
+        """See `AppRunner`."""
+        if self._trying is not None:
+            self._trying.cancel()
+            await asyncio.gather(self._trying, return_exceptions=True)
+        await super().cleanup()
+
+    async def _listen(self, address: Address, what: str, retry_seconds: float) -> bool:
+        site = _Site(self, address.host, address.port)
+        try:
+            await site.start()
+        except OSError as error:
+            await site.stop()
+            if str(error) != self._said:
+                self._said = str(error)
+                text = "cannot listen on %s for %s: %s; trying again every %g s, the broker goes on"
+                _log.error(text, address, what, error, retry_seconds)
+            return False
+        _log.info("%s: http://%s/", what, address)
+        return True
+
+
+async def serve_http(
+    app: web.Application, address: Address, hosts: tuple[str, ...], what: str, retry_seconds: float = 30.0
+) -> Listener:
+    """Serve `app` until the listener's `cleanup`.
 
     :param hosts: further names that a request may call this broker by, in lower case.
+    :param what: it is, for the log.
     """
     app.middlewares.insert(0, _gate(address, hosts))
     app.on_response_prepare.append(_secure)
-    runner = web.AppRunner(
+    listener = Listener(
         app,
         access_log=None,
         handle_signals=False,
@@ -52,12 +93,9 @@ async def serve_http(app: web.Application, address: Address, hosts: tuple[str, .
         max_field_size=_MOST_HEADER_BYTES,
         max_headers=_MOST_HEADERS,
     )
-    await runner.setup()
-    try:
-        await _Site(runner, address.host, address.port).start()
-    except OSError as error:
-        _log.error("cannot listen on %s: %s; nothing is served there, the broker goes on", address, error)
-    return runner
+    await listener.setup()
+    await listener.listen(address, what, retry_seconds)
+    return listener
 
 
 def is_known(host: str, address: Address, hosts: tuple[str, ...]) -> bool:

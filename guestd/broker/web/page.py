@@ -33,10 +33,7 @@ async def serve_page(backend: OperatorBackend, address: Address, hosts: tuple[st
 
     :param hosts: further names that a browser may call it by.
     """
-    runner = await serve_http(Page(backend).app(), address, hosts)
-    if runner.addresses:
-        _log.info("the live page is at http://%s/", address)
-    return runner
+    return await serve_http(Page(backend).app(), address, hosts, "the live page")
 
 
 class Page:

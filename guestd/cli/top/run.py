@@ -25,6 +25,9 @@ def run_top(target: Target) -> int:
     target.run(lambda client: client.host())
     from guestd.cli.top.app import Top
 
-    top = Top(Feed(target.client), plain="NO_COLOR" in os.environ)
+    plain = bool(os.environ.get("NO_COLOR"))
+    if not plain:
+        os.environ.pop("NO_COLOR", None)  # an empty one counts as none, but not for textual
+    top = Top(Feed(target.client), plain=plain)
     top.run()
     return top.return_code or 0

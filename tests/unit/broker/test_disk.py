@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from guestd.broker.disk import leave_room
+from guestd.broker.disk import leave_room, way_out
 
 MIB = 1 << 20
 
@@ -49,3 +49,18 @@ def test_a_directory_that_is_not_there_yet_will_be_on_the_disk_of_its_parent(
     monkeypatch.setattr(os, "statvfs", statvfs)
     leave_room(tmp_path / "state" / "record")
     assert asked == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "the disk is full; make room on the file system of /state/record"),
+        (errno.EROFS, f"make /state/record and what is in it writable for user {os.geteuid()}"),
+        (errno.EIO, "the disk or its file system failed; see the kernel's log"),
+        (errno.ENAMETOOLONG, "File name too long"),
+    ],
+)
+def test_what_to_do_about_a_bad_disk(number: int, said: str) -> None:
+    text = way_out(Path("/state/record"), OSError(number, os.strerror(number)))
+    assert text.startswith(f"/state/record: [Errno {number}] {os.strerror(number)}")
+    assert text.endswith(said)

@@ -153,7 +153,7 @@ async def test_reclaim_takes_what_is_spare_at_once_and_a_dry_run_nothing(tmp_pat
         [order] = waiting(rig.session)
         assert isinstance(order, Reclaim)
         assert (order.amount, order.reason.code) == (1000, "reclaim")
-        with pytest.raises(NotFoundError, match="guestctl status"):
+        with pytest.raises(NotFoundError, match="no guest named 'b'"):
             await rig.engine.reclaim_guest("b", ReclaimRequest())
         await rig.engine.pause_guest("a", True)
         with pytest.raises(AdmissionError, match="paused by the operator"):

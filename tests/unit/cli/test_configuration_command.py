@@ -1,11 +1,14 @@
 """`guestctl config`: what the broker would take, and where it comes from."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pki import CA
 
 from guestd.cli.main import main
+from guestd.wire.tls import TlsFiles
 
 MAIN = """
 [host]
@@ -40,6 +43,29 @@ def test_what_is_wrong_names_file_key_and_way_out(file: Path, capsys: pytest.Cap
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"guestctl: {bad}: host: has no key 'cpu'; take it out or correct its spelling\n"
+
+
+def tls_table(files: TlsFiles) -> str:
+    return (
+        f'[monitor]\nlisten = "127.0.0.1:4748"\ncertificate = "{files.certificate}"\n'
+        f'key = "{files.key}"\nclient_ca = "{files.ca}"\n'
+    )
+
+
+def test_certificates_are_checked_too(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = CA.issue("broker").write(file.parent, CA)
+    file.write_text(MAIN + tls_table(files))
+    assert main(["config", "check", str(file)]) == 0
+    late = CA.issue("broker", ends=-timedelta(hours=1)).write(file.parent, CA, "late")
+    file.write_text(MAIN + tls_table(late))
+    assert main(["config", "check", str(file)]) == 2
+    assert f"{late.certificate}: has expired; renew it" in capsys.readouterr().err
+    files.key.unlink()
+    file.write_text(MAIN + tls_table(files))
+    assert main(["config", "check", str(file)]) == 2
+    assert capsys.readouterr().err == (
+        f"guestctl: {files.key}: cannot be read: No such file or directory; see to the file and its mode\n"
+    )
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from guestd.cli import events, explain, history, one_guest
 from guestd.cli.main import main
 from guestd.cli.screen import Line, Screen, width_of
 from guestd.model.errors import NotFoundError, UnreachableError
-from guestd.model.event import Event, EventCode, SeenEvent
+from guestd.model.event import Event, EventCode, EventQuery, SeenEvent
 from guestd.model.resources import Kind
 
 NASTY = "[red]x[/red]\x1b[2J\u202eevil"
@@ -74,6 +74,18 @@ def test_events_as_json_are_one_value_and_followed_ones_a_line_each(
     assert "no more events after number 7: the socket: the broker ended the stream" in err
 
 
+def test_nothing_is_missed_between_an_empty_list_and_what_follows(
+    client: type[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def events_of(self: FakeClient, query: EventQuery) -> tuple[Event, ...]:
+        return EVENTS[:1] if query == EventQuery(limit=1, newest=True) else ()
+
+    monkeypatch.setattr(FakeClient, "events", events_of)
+    client.stream = [UnreachableError("gone")]
+    assert main(["events", "demo", "--follow"]) == 5
+    assert ("watch", "demo", 7) in client.calls
+
+
 def test_what_was_missed_is_said() -> None:
     assert "3 events missed" in text(events.render(SeenEvent(EVENTS[0], missed=3), AT))
 
@@ -97,6 +109,7 @@ def test_events_of_a_guest_that_never_was(client: type[FakeClient], capsys: pyte
         (["history", "demo", "--kind", "disk"], ["--kind", "disk"]),
         (["history", "demo", "--until", "2h"], ["--until", "after --since"]),
         (["explain", "demo", "--at", "99:99"], ["--at", "'99:99'"]),
+        (["explain", "demo", "--at", "2999-03-01T14:02:00Z"], ["--at", "2999-03-01", "is in the future"]),
         (["explain"], ["GUEST"]),
     ],
 )

@@ -1,7 +1,8 @@
-"""The schema that is shipped describes what is printed: all of it, and nothing that is not."""
+"""The schema that is shipped describes what is printed: all of it, and nothing that is not. What it promises stays."""
 
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from guestd.model.view import LimitsOrigin, ResizePhase
 from guestd.model.vm import VmStatus
 
 SCHEMA = json.loads((files("guestd.cli") / "schema" / "v1.json").read_text())
+PROMISED: dict[str, dict[str, str]] = json.loads(Path(__file__).with_name("schema_v1_promised.json").read_text())
+"""Fields of version 1 that are always there, and of which type, by what they are part of."""
 
 
 def strict(schema: Any) -> Any:
@@ -84,6 +87,36 @@ def test_every_word_of_an_enumeration_is_described() -> None:
     assert set(described["cpu"]["properties"]["phase"]["enum"]) == set(ResizePhase)
     assert set(described["guest"]["properties"]["limits_origin"]["enum"]) == set(LimitsOrigin)
     assert set(described["guest"]["properties"]["vm_status"]["enum"]) == {*VmStatus, None}
+
+
+def test_no_field_of_version_1_is_ever_removed_or_becomes_another_type() -> None:
+    now = promised()
+    for part, fields in PROMISED.items():
+        assert fields.items() <= now[part].items(), f"{part}: that would be guestd/v2"
+    assert now == PROMISED, "what is new is promised from now on: write it into schema_v1_promised.json"
+
+
+def promised() -> dict[str, dict[str, str]]:
+    """What is promised now."""
+    parts = {part["properties"]["schema"]["const"]: part for part in SCHEMA["oneOf"]} | SCHEMA["$defs"]
+    return {
+        name: {field: _type(part["properties"][field]) for field in part["required"]}
+        for name, part in parts.items()
+        if "properties" in part
+    }
+
+
+def _type(field: Any) -> str:
+    if "anyOf" in field:
+        return " or ".join(_type(one) for one in field["anyOf"])
+    if "enum" in field:
+        return "word" + (" or null" if None in field["enum"] else "")
+    if "$ref" in field:
+        return str(field["$ref"]).rpartition("/")[2]
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'])}"
+    kind = field.get("type", "constant")
+    return kind if isinstance(kind, str) else " or ".join(kind)
 
 
 def _part(kind: str) -> Any:

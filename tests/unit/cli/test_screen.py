@@ -58,6 +58,15 @@ def test_a_head_that_fills_the_line_is_followed_by_its_text() -> None:
     assert lines == ["x" * 38, "  and the text"]
 
 
+@pytest.mark.parametrize("text", ["", " ", "and the text"])
+def test_a_head_that_does_not_fit_is_folded_and_none_of_it_is_lost(text: str) -> None:
+    head = (("x" * 64, "bold"), ("  ", ""), ("running", "green"))
+    lines = [Screen().text(line) for line in paragraph(head, text, 40)]
+    assert lines == ["x" * 40, f"{'x' * 24}  running", *(["  and the text"] if text.strip() else [])]
+    wide = [Screen().text(line) for line in paragraph((("世" * 30, ""),), text, 41)]
+    assert [width_of(line) for line in wide[:2]] == [40, 20 + len(text.rstrip())]
+
+
 def test_wide_characters_are_counted_as_they_are_shown() -> None:
     assert width_of("世界") == 4
     assert cut("世界世界", 5) == "世界…"

@@ -37,6 +37,7 @@ def with_cpu(guest: GuestView = AT_REST, **change: object) -> GuestView:
         (with_cpu(overdue=True, reason=Reason("refused", "it \x07 refused")), "overdue (it \\x07 refused)"),
         (with_cpu(reserved=4000), "cpu has 4 CPU, is to go down to 2 CPU"),
         (with_cpu(target=3000), "cpu has 2 CPU, is to get 3 CPU"),
+        (with_cpu(target=1900, at_rest=True), ""),
         (replace(AT_REST, paused=True), "guestctl resume demo"),
         (replace(AT_REST, observed=True), "observe mode"),
         (replace(AT_REST, vm_status=VmStatus.UNREACHABLE), "VM is unreachable"),

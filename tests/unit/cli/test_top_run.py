@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from guestd.cli.broker import Target
+from guestd.cli.top.app import Top
 from guestd.cli.top.run import run_top
 from guestd.model.errors import UnreachableError
 
@@ -43,3 +44,18 @@ def test_a_broker_that_was_never_there_is_an_error_and_no_screen(
 ) -> None:
     with on_terminal(monkeypatch), pytest.raises(UnreachableError, match=r"monitor\.sock does not exist; is guestd"):
         run_top(Target(run_dir=tmp_path))
+
+
+@pytest.mark.parametrize(("value", "plain"), [(None, False), ("", False), ("1", True)])
+def test_colours_are_there_unless_no_color_is_set_and_not_empty(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, plain: bool
+) -> None:
+    seen: list[bool] = []
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if value is not None:
+        monkeypatch.setenv("NO_COLOR", value)
+    monkeypatch.setattr(Target, "run", lambda self, work: None)
+    monkeypatch.setattr(Top, "run", lambda self: seen.append(self.no_color))
+    with on_terminal(monkeypatch):
+        assert run_top(Target()) == 0
+    assert seen == [plain]

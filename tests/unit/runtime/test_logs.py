@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestd.cli.text import printable
 from guestd.runtime import logs
 from guestd.runtime.logs import RateLimit, escape
 
@@ -78,11 +79,18 @@ def test_a_message_cannot_forge_a_line() -> None:
     assert stream.getvalue().endswith("guest a\\n<0>forged\\x1b[2J\\x9b\\u202e\\u200f\\ud800\n")
 
 
+@pytest.mark.parametrize("hidden", ["\u200b", "\ufeff", "\u00ad", "\u2066", "\U000e0041", "\ue000", "\u2029", "\ud800"])
+def test_what_cannot_be_seen_is_made_visible_as_guestctl_does(hidden: str) -> None:
+    assert escape(f"a{hidden}b") == printable(f"a{hidden}b")
+    assert escape(f"a{hidden}b").isascii()
+    assert escape("Zürich 世界\\n") == "Zürich 世界\\n"
+
+
 @given(st.text())
 def test_escaped_text_is_one_printable_line(text: str) -> None:
     escaped = escape(text)
     assert len(escaped.splitlines()) <= 1
-    assert not any(ord(letter) < 0x20 or 0x7F <= ord(letter) < 0xA0 for letter in escaped)
+    assert escaped.isprintable()
     escaped.encode()
 
 
@@ -155,8 +163,49 @@ def test_lines_that_are_alike_are_shown_a_few_times_and_then_counted() -> None:
         "b cpu: growing",
         *("a: VM is gone", "a: VM is gone", "b: VM is gone"),
         *("details", "details", "details"),
+        "before this: a: VM is gone (1 more like this not shown)",
         "a cpu: growing to 9 (4 more like this not shown)",
     ]
+
+
+def test_what_was_not_shown_is_counted_though_none_of_it_comes_any_more() -> None:
+    now, stream = 0.0, io.StringIO()
+    logs.setup(logging.DEBUG, stream, {}, limit=RateLimit(10.0, keys=2, clock=lambda: now))
+    log = logging.getLogger("guestd.x")
+    for name in "aaab":
+        log.warning("%s: VM is gone", name)
+    now = 9.0
+    log.info("other")  # forgets what was said of a
+    for _ in range(3):
+        log.info("other")
+    now = 30.0
+    log.info("calm")
+    for _ in range(2):
+        log.info("calm")
+    logging.getLogger().handlers[0].close()
+    assert [line.partition(" ")[2] for line in stream.getvalue().splitlines()] == [
+        "warning: a: VM is gone",
+        "warning: b: VM is gone",
+        "warning: before this: a: VM is gone (2 more like this not shown)",
+        "info: other",
+        "info: before this: other (3 more like this not shown)",
+        "info: calm",
+        "info: before this: calm (2 more like this not shown)",
+    ]
+
+
+def test_a_json_line_of_what_was_not_shown_has_its_guest() -> None:
+    now, stream = 0.0, io.StringIO()
+    logs.setup(stream=stream, environ={}, as_json=True, limit=RateLimit(10.0, clock=lambda: now))
+    for _ in range(3):
+        logging.getLogger("guestd.x").info("%s", "grown", extra={"guest": "a", "kind": "cpu", "code": "grown"})
+    now = 10.0
+    logging.getLogger("guestd.x").info("calm")
+    told = _json_lines(stream)[1]
+    assert {name: told[name] for name in ("message", "guest", "kind", "code", "suppressed", "logger")} == {
+        "message": "before this: grown", "guest": "a", "kind": "cpu", "code": "grown", "suppressed": 2,
+        "logger": "guestd.x",
+    }  # fmt: skip
 
 
 def test_a_json_line_counts_what_was_not_shown() -> None:
@@ -179,21 +228,28 @@ def test_rate_limit() -> None:
     assert limit.allow("a") is None
     assert limit.allow("c") == 0  # forgets b
     assert limit.allow("b") == 0
+    assert limit.overdue() == [("a", 1)]  # was forgotten too: memory is bounded
     now = 25.0
-    assert limit.allow("a") == 0  # was forgotten too: memory is bounded
+    assert limit.allow("a") == 0
+    assert limit.overdue() == []
 
 
-@given(st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 5))), st.integers(1, 3))
-def test_rate_limit_loses_no_count(events: list[tuple[str, float]], most: int) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.floats(0, 5), st.booleans())), st.integers(1, 3), st.integers(1, 10)
+)
+def test_rate_limit_loses_no_count(events: list[tuple[str, float, bool]], most: int, keys: int) -> None:
     now = 0.0
-    limit = RateLimit(7.0, keys=10, clock=lambda: now, most=most)
+    limit = RateLimit(7.0, keys=keys, clock=lambda: now, most=most)
     shown = {key: [0, 0] for key in "abcd"}
-    for key, pause in events:
+    for key, pause, look in events:
         now += pause
         suppressed = limit.allow(key)
         shown[key][0] += 1
         if suppressed is not None:
             shown[key][1] += 1 + suppressed
-    now += 100
-    for key, (asked, accounted) in shown.items():
-        assert asked == accounted + (limit.allow(key) or 0)
+        for late, count in limit.overdue() if look else ():
+            assert isinstance(late, str) and count > 0
+            shown[late][1] += count
+    for late, count in limit.overdue(everything=True):
+        shown[str(late)][1] += count
+    assert all(asked == accounted for asked, accounted in shown.values())

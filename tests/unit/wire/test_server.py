@@ -17,6 +17,7 @@ from guestd.model.errors import (
     AdmissionError,
     FloodError,
     GuestdError,
+    HistoryError,
     JournalError,
     NotFoundError,
     ProtocolError,
@@ -269,6 +270,7 @@ async def test_hello_is_not_waited_for_without_end(
         (ValueError("why"), grpc.StatusCode.INVALID_ARGUMENT),
         (ProtocolError("why"), grpc.StatusCode.INVALID_ARGUMENT),
         (JournalError("why"), grpc.StatusCode.UNAVAILABLE),
+        (HistoryError("why"), grpc.StatusCode.UNAVAILABLE),
         (GuestdError("why"), grpc.StatusCode.INTERNAL),
     ],
 )

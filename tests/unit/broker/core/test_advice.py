@@ -12,7 +12,7 @@ from guestd.model.guest import Capability
 from guestd.model.messages import Demand, Urgency
 from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
-from guestd.model.units import GIB
+from guestd.model.units import GIB, MIB
 from guestd.model.vm import VmStatus
 
 
@@ -48,6 +48,58 @@ def test_one_that_has_what_it_asks_for_needs_no_advice() -> None:
     assert found.to_get_more == ()
     assert found.events == ()
     assert found.inputs == one.machine.inputs("a", Kind.CPU)
+
+
+def test_what_is_not_worth_taking_is_said_and_is_rest() -> None:
+    one = One().grown(1, 1536 * MIB)
+    one.demand(memory=1280 * MIB)
+    assert one.track(Kind.MEMORY).target == 1280 * MIB
+    assert explained(one, Kind.MEMORY).summary == (
+        "has 1.5 GiB because it needs 1.2 GiB, keeps 1.5 GiB: less than a quarter is not taken while there is plenty; "
+        "max is 2.5 GiB"
+    )
+    assert explained(one, Kind.MEMORY).reason.code == "slight"
+    assert all(one.machine.at_rest("a", kind) for kind in Kind)
+    one.demand(memory=1024 * MIB)
+    assert not one.machine.at_rest("a", Kind.MEMORY), "it is asked"
+    assert explained(one, Kind.MEMORY).reason.code == "demand"
+
+
+def test_a_step_of_a_quota_that_is_too_small_is_said_and_is_rest() -> None:
+    one = One(HostCapacity(Resources(3900, 8 * GIB)), state=vm(4, cpu_enforced=True, cpu_quota_millicores=3800))
+    one.demand(4000)
+    assert (one.track().reserved, one.track().target) == (3800, 3900)
+    assert explained(one).summary.endswith(
+        "keeps 3.8 CPU: less than a tenth is not worth a change of its CPU time; max is 4 CPU"
+    )
+    assert one.machine.at_rest("a", Kind.CPU)
+
+
+def test_what_the_guest_cannot_go_below_is_said_and_is_rest() -> None:
+    one = One().grown(4)
+    state = one.machine.guests["a"]
+    assert state.demand is not None
+    one.demand(4000)
+    state.demand = replace(state.demand, floor=Resources(4000, BOOT), needed=Resources(1000, BOOT))
+    one.step(1)
+    assert (
+        explained(one).summary
+        == "has 4 CPU because it needs 1 CPU, keeps 4 CPU: it cannot go below 4 CPU now; max is 4 CPU"
+    )
+    assert one.machine.at_rest("a", Kind.CPU)
+
+
+def test_what_waits_or_has_not_been_decided_yet_is_no_rest() -> None:
+    one = One().grown(4)
+    one.track().shrink_after = one.now + 10
+    one.demand(1000)
+    assert one.track().target < one.track().reserved
+    assert not one.machine.at_rest("a", Kind.CPU)
+    assert "is to have 1 CPU" in explained(one).summary
+    still = One()
+    assert still.machine.at_rest("a", Kind.CPU)
+    still.machine.set_limits("a", LIMITS)
+    assert not still.machine.at_rest("a", Kind.CPU)
 
 
 def test_the_guests_own_reason_is_quoted_and_bounded() -> None:

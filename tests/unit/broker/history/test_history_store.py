@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from guestd.broker.core.guest import GuestState
 from guestd.broker.history import feed
 from guestd.broker.history.store import Store
+from guestd.model.errors import HistoryError
 from guestd.model.event import DecisionInputs, EventCode, EventQuery
 from guestd.model.reason import Reason
 from guestd.model.resources import Kind, Limits, Resources
@@ -279,6 +280,22 @@ async def test_a_range_that_is_none_is_refused(store: Store) -> None:
             await store.history("a", since, until, 100)
     with pytest.raises(ValueError, match=r"must be within 1\.\.2000"):
         await store.history("a", None, None, 2001)
+
+
+async def test_what_cannot_be_read_is_no_empty_past(tmp_path: Path, wall: Wall) -> None:
+    (tmp_path / "history.db").mkdir()
+    store = Store(tmp_path / "history.db", 4 << 20, wall)
+    await store.start()
+    store.note(EventCode.OPERATOR, "seen", "a")
+    for question in (store.history("a", BEGIN - timedelta(hours=1), None, 0), store.past("a", BEGIN)):
+        with pytest.raises(HistoryError, match=r"^history .*history.db: .*make .* writable for user"):
+            await question
+    assert [one.text for one in await store.events(EventQuery("a"))] == ["seen"], "the newest are in memory"
+    (tmp_path / "history.db").rmdir()
+    assert (await store.history("a", BEGIN - timedelta(hours=1), None, 0)).points == ()
+    await store.stop()
+    with pytest.raises(HistoryError, match="it is closed"):
+        await store.history("a", BEGIN - timedelta(hours=1), None, 0)
 
 
 async def test_history_of_a_day_is_in_minutes_and_no_longer_than_asked_for(store: Store, wall: Wall) -> None:

@@ -84,6 +84,7 @@ async def test_host_and_broker_are_told_too() -> None:
     source.tally.decisions[EventCode.GROWN] += 2
     source.tally.journal_failures = 3
     source.tally.events_left_out, source.tally.events_lost, source.tally.samples_lost = 4, 5, 6
+    source.tally.record_interruptions = 7
     for seconds in (0.0001, 0.0005, 0.02, 7.0):
         source.tally.count_round(seconds)
     found = await plain(source)
@@ -99,6 +100,7 @@ async def test_host_and_broker_are_told_too() -> None:
     assert found['guestd_events_dropped_total{cause="flood"}'] == 4
     assert found['guestd_events_dropped_total{cause="unwritten"}'] == 5
     assert found["guestd_history_samples_dropped_total"] == 6
+    assert found["guestd_record_interruptions_total"] == 7
     buckets = {le: found[f'guestd_round_duration_seconds_bucket{{le="{le}"}}'] for le in ("0.0005", "0.025", "1.0")}
     assert buckets == {"0.0005": 2, "0.025": 3, "1.0": 3}
     assert found['guestd_round_duration_seconds_bucket{le="+Inf"}'] == found["guestd_round_duration_seconds_count"] == 4

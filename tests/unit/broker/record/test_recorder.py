@@ -14,6 +14,7 @@ import pytest
 from recorded import HOST, LIMITS, files
 
 from guestd.broker.core.machine import BrokerMachine
+from guestd.broker.metrics.tally import Tally
 from guestd.broker.record import recorder as recorder_module
 from guestd.broker.record import segments
 from guestd.broker.record.calls import CALLS
@@ -24,7 +25,7 @@ from guestd.broker.record.replay import replay
 from guestd.model.errors import NotFoundError
 from guestd.model.vm import VmState, VmStatus
 
-READING = {"wake_at", "free", "scarce", "inputs", "explain_resource"}
+READING = {"wake_at", "free", "scarce", "inputs", "explain_resource", "at_rest"}
 """Calls that change nothing that is decided by, but for reasons, by way of `explain`."""
 
 
@@ -109,11 +110,13 @@ def test_a_full_disk_is_said_once_and_recording_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    recorder = Recorder(tmp_path, 1 << 20, retry_seconds=0.0)
+    tally, told = Tally(), list[str]()
+    recorder = Recorder(tmp_path, 1 << 20, retry_seconds=0.0, tally=tally, told=told.append)
     machine = recorder.machine(HOST, 1)
     machine.add_guest("a", LIMITS)
     machine.next_actions(5.0)
     until(lambda: bool(files(tmp_path)), "begun")
+    assert tally.record_interruptions == 0
     failed = 0
 
     def write(descriptor: int, data: bytes) -> int:
@@ -134,8 +137,11 @@ def test_a_full_disk_is_said_once_and_recording_begins_anew(
     recorder.close()
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 2
-    assert warnings[0].endswith(f"{tmp_path}: [Errno 28] No space left on device")
+    full_disk = f"{tmp_path}: [Errno 28] No space left on device: the disk is full; make room on the file system of "
+    assert warnings[0].endswith(f"{full_disk}{tmp_path}")
     assert warnings[1] == "decisions are recorded again"
+    assert told == warnings
+    assert tally.record_interruptions >= 3, "each try is counted"
     assert all(replay(file).difference is None for file in files(tmp_path))
     assert rounds(files(tmp_path)[-1]) >= 1
 
@@ -157,7 +163,7 @@ def test_a_disk_that_hangs_stops_nobody(
     machine.add_guest("a", LIMITS)
     for number in range(3000):
         go(machine, 5.0 + number)
-    assert "the disk is too slow" in caplog.text
+    assert f"the disk of {tmp_path} is too slow" in caplog.text
     going.set()
     until(lambda: (go(machine, 5000.0), len(files(tmp_path)) > 1)[1], "a new file")
     recorder.close()

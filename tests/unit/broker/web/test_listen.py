@@ -23,7 +23,7 @@ async def listener() -> AsyncIterator[str]:
     """The URL of a listener that also answers to `page.example`."""
     app = web.Application()
     app.router.add_get("/", _hello)
-    runner = await serve_http(app, LOOPBACK, ("page.example",))
+    runner = await serve_http(app, LOOPBACK, ("page.example",), "the page")
     yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
     await runner.cleanup()
 
@@ -114,13 +114,32 @@ async def test_connections_are_bounded(listener: str) -> None:
                 await asyncio.sleep(0.02)
 
 
-async def test_an_address_in_use_is_logged_and_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
-    first = await serve_http(web.Application(), LOOPBACK, ())
+async def test_an_address_in_use_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "guestd")
+    first = await serve_http(web.Application(), LOOPBACK, (), "the first")
     port = first.addresses[0][1]
-    with caplog.at_level(logging.ERROR):
-        second = await serve_http(web.Application(), Address("127.0.0.1", port), ())
-    assert f"cannot listen on 127.0.0.1:{port}: " in caplog.text
-    assert "the broker goes on" in caplog.text
+    caplog.clear()
+    app = web.Application()
+    app.router.add_get("/", _hello)
+    second = await serve_http(app, Address("127.0.0.1", port), (), "the second", retry_seconds=0.02)
+    await asyncio.sleep(0.2)
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    said = record.getMessage()
+    assert said.startswith(f"cannot listen on 127.0.0.1:{port} for the second: ")
+    assert said.endswith("; trying again every 0.02 s, the broker goes on")
     assert second.addresses == []
+    await first.cleanup()
+    for _ in range(500):
+        await asyncio.sleep(0 if second.addresses else 0.02)
+    assert caplog.records[-1].getMessage() == f"the second: http://127.0.0.1:{port}/"
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/") as reply:
+        assert await reply.text() == "hello"
+    await second.cleanup()
+
+
+async def test_one_that_never_could_listen_ends_as_well() -> None:
+    first = await serve_http(web.Application(), LOOPBACK, (), "the first")
+    second = await serve_http(web.Application(), Address("127.0.0.1", first.addresses[0][1]), (), "the second")
     await second.cleanup()
     await first.cleanup()
