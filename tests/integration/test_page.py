@@ -194,6 +194,7 @@ async def test_the_numbers_are_those_of_the_monitor_api(rig: BrokerRig, serving:
     assert await page.locator('.row[data-name="b"] .c-state').text_content() == "silent"
 
 
+@pytest.mark.alone
 async def test_a_vm_that_grows_moves_on_the_page_within_a_second(
     rig: BrokerRig, serving: Serve, open_window: Open
 ) -> None:
@@ -335,6 +336,7 @@ async def test_what_a_guest_says_is_only_ever_text(serving: Serve, open_window: 
     assert await page.title() == "guestd"
 
 
+@pytest.mark.alone
 async def test_a_thousand_vms_stay_smooth(serving: Serve, open_window: Open) -> None:
     stage = Stage(1000)
     stage.happen("db-1", EventCode.GROWN, "grown")

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HELPER = ROOT / "guestd" / "guest" / "helper" / "work.py"
 PSI = ROOT / "guestd" / "guest" / "psi.py"
+HELD = ROOT / "guestd/guest/held_file.py"
 """Opens PSI triggers, files in /proc/pressure that are written to be told of something."""
 CGROUP_FILES = ROOT / "guestd" / "broker" / "cgroup" / "files.py"
 """Writes the control files of cgroups, and only those (tests/unit/broker/cgroup/test_files.py)."""
@@ -62,9 +63,15 @@ def test_the_scan_sees_every_way_of_writing() -> None:
 def test_the_daemons_write_no_files_at_all(package: str) -> None:
     """Simpler than to tell where to: the daemons keep next to nothing in files (journal and events are SQLite's)."""
     for path in sources():
-        if path.is_relative_to(ROOT / "guestd" / package) and path not in (PSI, CGROUP_FILES, RECORD):
+        if path.is_relative_to(ROOT / "guestd" / package) and path not in (PSI, HELD, CGROUP_FILES, RECORD):
             found = [f"{path}:{getattr(node, 'lineno', 0)}" for node in writes(ast.parse(path.read_text()))]
             assert found == []
+
+
+def test_what_others_hold_is_kept_in_the_runtime_directory() -> None:
+    """The one file of the guest daemon's: its name is fixed, its directory is systemd's to say."""
+    assert "/sys" not in HELD.read_text()
+    assert 'held_file.open_in(os.environ.get("RUNTIME_DIRECTORY"))' in (ROOT / "guestd/guest/app.py").read_text()
 
 
 def test_psi_triggers_are_in_proc() -> None:
