@@ -195,8 +195,11 @@ class GuestMachine:
         self._pace.alarm(now)
 
     def on_hotplug(self, now: float) -> None:
-        """Something came or went (a hint): look."""
-        self._look_soon(now)
+        """Something came or went (a hint): look. While a driver takes memory away, block after block, not at each: the
+        CPU time is the application's and the driver's.
+        """
+        expected = self._state.shrinking_memory and self._state.settled
+        self._look_soon(now + self.settings.reconcile_moving_seconds if expected else now)
 
     def on_inventory(self, inventory: Inventory, now: float) -> None:
         """CPUs and blocks as they are."""

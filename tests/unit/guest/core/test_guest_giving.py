@@ -4,8 +4,9 @@ import errno
 from dataclasses import replace
 
 import pytest
-from one import ALL, BLOCK, SETTINGS, One, grant, hooks, ops, reclaim, said, trims
+from one import ALL, BLOCK, SETTINGS, One, grant, hooks, of, ops, reclaim, said, trims
 
+from guestd.guest.core.actions import Rescan
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandStatus, HookEvent, HookOp, TrimOp
 from guestd.model.guest import Capability
 from guestd.model.messages import (
@@ -71,6 +72,21 @@ def test_memory_says_how_low_it_can_go() -> None:
     one.order(grant(Kind.MEMORY, 8 * BLOCK))
     [ack] = said(Ack, one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2)))
     assert (ack.status, ack.achieved) == (AckStatus.DONE, 4 * BLOCK)
+
+
+def test_blocks_that_go_as_they_should_are_not_each_looked_at() -> None:
+    one = One(blocks=8)
+    one.welcome()
+    one.order(grant(Kind.MEMORY, 8 * BLOCK))
+    one.order(reclaim(Kind.MEMORY, 4 * BLOCK, 2, 2))
+    looks = 0
+    for _ in range(20):  # one event each 50 ms, for a second
+        one.machine.on_hotplug(one.now)
+        looks += len(of(Rescan, one.step(0.05)))
+    assert 1 <= looks <= 1 / SETTINGS.reconcile_moving_seconds
+    one.order(grant(Kind.MEMORY, 4 * BLOCK, 3, 3))  # it is over
+    one.machine.on_hotplug(one.now)
+    assert len(of(Rescan, one.step())) == 1
 
 
 def test_memory_in_use_makes_a_counter_offer_or_a_refusal() -> None:
