@@ -189,7 +189,8 @@ types: setup  ## mypy, strict
 test-fast: setup  ## what needs neither virtual machines nor minutes, on two cores
 	$(PYTEST) -n 2 -m 'not vm and not slow'
 
-test: setup  ## everything
+test: setup  ## everything, and how long it took
+	@date +%s > $(STAMPS)/began
 	@$(MAKE) --no-print-directory setup-vm || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
 		echo '==> no virtual machines here: their tests will say what is missing'; }
 	@$(MAKE) --no-print-directory setup-monitoring || { [ -z "$${GUESTD_REQUIRE_VM:-}" ] && \
@@ -199,6 +200,7 @@ test: setup  ## everything
 	@$(MAKE) --no-print-directory lint types test-fast
 	$(PYTEST) -n 2 --dist loadfile -m 'slow and not vm and not alone'
 	$(PYTEST) -m 'vm or alone'
+	@echo "==> all of it took $$(( ($$(date +%s) - $$(cat $(STAMPS)/began) + 59) / 60 )) minutes"
 
 demo: setup-vm  ## a real VM that grows and shrinks with its load
 	$(PYTHON) -m guestd.cli.main demo
