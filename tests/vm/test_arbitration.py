@@ -100,11 +100,21 @@ async def test_a_quarter_of_a_cpu_is_a_quarter_and_the_guest_hears_of_it(host: H
     await rests(host, 60)
 
 
+HOOK = "/etc/guestd/hooks.d/10-ending"
+ENDING = """#!/bin/sh
+[ "$GUESTD_EVENT" = burst-ending ] || exit 0
+echo "$GUESTD_KIND $GUESTD_BEFORE $GUESTD_AFTER $GUESTD_DEADLINE_SECONDS" >> /run/vm-test/ending
+"""
+"""What hooks are told of a burst's end."""
+
+
 async def test_a_burst_is_lent_announced_ended_and_overdue_while_it_is_kept(host: Host) -> None:
     def memory(look: Look) -> tuple[int, bool]:
         one = look.views[VM].resource(Kind.MEMORY)
         return one.reserved, one.overdue
 
+    await host.put(VM, HOOK, ENDING)
+    await host.shell(VM, f"chmod 755 {HOOK}; rm -f /run/vm-test/ending")
     grow = await host.python(VM, loads.GROW, 1000, 60, 60, "/run/vm-test/burst")
     async with host.load(VM, grow):
         lent = await host.until("more than max", lambda look: memory(look)[0] > MAX_BYTES)
@@ -117,5 +127,10 @@ async def test_a_burst_is_lent_announced_ended_and_overdue_while_it_is_kept(host
         assert log.index("its burst ends in") < log.index("its burst credit is used up: overdue")
     back = await converges(host, "given back", lambda look: memory(look)[0] <= MAX_BYTES and not memory(look)[1], 90)
     assert await host.machines[VM].oom_kills() == 0
+    told = (await host.shell(VM, f"cat /run/vm-test/ending; rm {HOOK}")).splitlines()
+    kind, before, after, seconds = told[0].split()
+    assert (kind, int(after)) == ("memory", MAX_BYTES)
+    assert MAX_BYTES < int(before) <= BURST_BYTES
+    assert 1 <= int(seconds) <= 10
     print(f"burst lent after {lent:.1f} s, overdue {over:.1f} s later, back {back:.1f} s after the load ended")
     await rests(host, 60)

@@ -259,9 +259,12 @@ systemctl start load.slice systemd-oomd
 """systemd-oomd as eager as it can be set, on a slice for loads."""
 OOMD_ENDS = """
 systemctl stop load.slice systemd-oomd.socket systemd-oomd
+swapoff -a; rm -f /var/tmp/swap
 cd /run/systemd && rm -rf oomd.conf.d system/load.slice.d
 systemctl daemon-reload; systemctl reset-failed
 """
+SWAP = "fallocate -l 256M /var/tmp/swap && chmod 600 /var/tmp/swap && mkswap -q /var/tmp/swap && swapon /var/tmp/swap"
+"""systemd-oomd kills only where the kernel looks for pages to free, which without swap it does not find in a heap."""
 OOMD_KILLS = "journalctl -u systemd-oomd --since=@{since} -q -o cat --no-pager | grep -c '^Killed ' || true"
 
 
@@ -273,7 +276,9 @@ async def test_memory_comes_before_systemd_oomd_acts(host: Host) -> None:
     await host.shell(VM, OOMD)
     try:
         held_back = await host.python(VM, loads.GROW, 200, 100, 30, "/dev/null")
+        await host.shell(VM, SWAP)
         await host.shell(VM, unit.format("held-back", "-p MemoryHigh=60M", held_back), 60, check=False)
+        await host.shell(VM, "swapoff /var/tmp/swap")
         assert int(await host.shell(VM, kills)) == 1, "a load that stalls on its own limit is killed"
         grow = await host.python(VM, loads.GROW, 1536, 100, 5, "/run/vm-test/grown")
         await host.shell(VM, unit.format("grow", "", grow), 90)
