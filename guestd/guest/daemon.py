@@ -221,7 +221,7 @@ class Daemon:
             self._machine.on_order(message, self._clock())
             self._wake.set()
         elif isinstance(message, Throttle):
-            self._machine.on_throttle(message)
+            self._machine.on_throttle(message, self._clock())
             self._wake.set()
         elif isinstance(message, Welcome):
             raise ProtocolError("the broker said welcome twice")

@@ -9,13 +9,13 @@ How often: half of what is free must still be there at the next glance if it is 
 and then there is as much time again for a plug. So a VM with little left is looked at more closely than one with
 plenty.
 
-The event loop waits in its selector, so that is where the glances are, in as few steps as Python allows: in a guest
-that does nothing they are most of what this daemon costs at all, and it is the code that is met anew after each wait,
-not the call, that makes a glance dear.
+The event loop waits in its selector, so that is where the glances are, in few steps: in a guest that does nothing they
+are most of what this daemon costs at all, and it is the code that is met anew after each wait, not the call, that makes
+a glance dear. What the selector finds ready is handed on at once and never asked for a second time: to ask takes a PSI
+trigger's event away (`psi`).
 """
 
 import os
-import select
 import selectors
 import time
 from collections.abc import Callable
@@ -58,14 +58,12 @@ class Glance(selectors.DefaultSelector):
         self._callback: Callable[[], object] | None = None
         self._last = self._low = self._high = 0
         self._pause = self._due = 0.0
-        self._any_ready = select.poll()
 
     def begin(self, callback: Callable[[], object]) -> None:
         """From now on call back, in the loop, when there is noticeably less free memory, or more."""
         self._callback = callback
         self._begin_from(self._free())
         self._due = time.monotonic() + self._pause
-        self._any_ready.register(self.fileno(), select.POLLIN)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         """What is ready; nothing when the time is over, or `callback` was called and may have made work."""
@@ -74,8 +72,10 @@ class Glance(selectors.DefaultSelector):
         now = time.monotonic()
         end = float("inf") if timeout is None else now + timeout
         while self._due <= end:
-            if now < self._due and self._any_ready.poll((self._due - now) * 1000):
-                return super().select(0)
+            if now < self._due:
+                ready = super().select(self._due - now)
+                if ready:
+                    return ready
             free, now = self._free(), time.monotonic()
             self._due = now + self._pause
             if self._last - free > self._fall_pages or not self._low <= free <= self._high:

@@ -338,7 +338,7 @@ class World:
     def _tell_daemon(self, guest: SimGuest, message: Grant | Reclaim | Throttle) -> None:
         guest.alarm = self.now
         if isinstance(message, Throttle):
-            guest.machine.on_throttle(message)
+            guest.machine.on_throttle(message, guest.clock(self.now))
             return
         self.watch.on_order(guest, message)
         guest.machine.on_order(message, guest.clock(self.now))

@@ -11,8 +11,9 @@ from pathlib import Path
 import loads
 import pytest
 import pytest_asyncio
-from host import BLOCK_BYTES, GuestSpec, Host, Look, audit, converges, rests
+from host import BLOCK_BYTES, BUSY, GuestSpec, Host, Look, audit, converges, rests
 
+from guestd.guest.core.actions import Settings
 from guestd.lab.image import GuestImage
 from guestd.lab.qemu import MIB
 from guestd.model.resources import Kind
@@ -76,6 +77,17 @@ async def test_cpus_follow_four_busy_processes(host: Host) -> None:
         assert look.facts[VM].cpus_online == {0, 1, 2, 3}
     back = await rests(host)  # one vCPU, in the book, the hypervisor and the guest
     print(f"CPUs: second after {first:.1f} s, all four online after {peak:.1f} s, back to one after {back:.1f} s")
+
+
+async def test_tasks_that_begin_to_wait_are_seen_from_deep_rest(host: Host) -> None:
+    """Busy loops in a shell that was there take no memory that could be noticed: only PSI tells."""
+    async with host.load(VM, f"kill -STOP $$; {BUSY.format(count=4)}") as pid:
+        await asyncio.sleep(Settings().calm_for_seconds + 6)
+        assert (await host.look()).cpus(VM) == 1
+        await host.shell(VM, f"kill -CONT {pid}")
+        seen = await host.until("more CPUs", lambda look: look.cpus(VM) >= 2, Settings().deep_rest_seconds / 3)
+    await rests(host)
+    print(f"a second vCPU {seen:.1f} s after the load went on")
 
 
 # ---- 2 -------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@
 Weak spots: the group stays behind when the VM ends while no broker runs; the next VM of that name in that place
 takes it over. Where something else (libvirt with `cputune`) has put the vCPU threads into groups of its own, they are
 taken out of those. A vCPU thread whose quota ends while it holds QEMU's global lock makes QMP wait for the next period
-(p99 of 19 ms seen with a period of 20 ms, where it was 5 ms unbound): the period is short, `quota.py`.
+(p99 of 19 ms seen, of 5 unbound, with software emulation, whose vCPUs hold that lock often; a period of 10 ms made it
+18, as what two threads may use in it is less than the scheduler's slice of 5 ms).
 """
 
 import errno

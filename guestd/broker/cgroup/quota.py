@@ -7,7 +7,7 @@ A group may use `quota` of CPU time in each `period`, all its threads together; 
 from collections import deque
 from dataclasses import dataclass
 
-PERIODS_US = (10_000, 20_000, 100_000, 1_000_000)
+PERIODS_US = (20_000, 100_000, 1_000_000)
 """The shortest that the kernel takes for a quota is used. Shorter ones cost more interrupts; in longer ones a bound
 guest stands still for longer, and so does QEMU where a vCPU is stopped while it holds QEMU's global lock.
 """

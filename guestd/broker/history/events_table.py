@@ -24,6 +24,7 @@ STRETCH = f"(id >> {_STRETCH_BITS})"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LARGEST = (1 << 63) - 1
+_ENCODER, _DECODER = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(DecisionInputs)
 
 
 def row(event: Event) -> tuple[object, ...]:
@@ -157,13 +158,13 @@ def _microseconds(at: datetime) -> int:
 
 def _encoded(inputs: DecisionInputs) -> bytes | None:
     try:
-        return msgspec.msgpack.encode(inputs)
+        return _ENCODER.encode(inputs)
     except OverflowError:  # a credit above 64 bits: the words are kept
         return None
 
 
 def _decoded(data: bytes) -> DecisionInputs | None:
     try:
-        return msgspec.msgpack.decode(data, type=DecisionInputs)
+        return _DECODER.decode(data)
     except msgspec.MsgspecError:
         return None

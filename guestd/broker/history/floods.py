@@ -57,5 +57,5 @@ class Floods:
 
 
 def _fill(bucket: _Bucket, now: float) -> None:
-    bucket.tokens = min(_BURST, bucket.tokens + max(0.0, now - bucket.at) * _PER_SECOND)
-    bucket.at = now
+    tokens = bucket.tokens + (now - bucket.at) * _PER_SECOND if now > bucket.at else bucket.tokens
+    bucket.tokens, bucket.at = tokens if tokens < _BURST else _BURST, now

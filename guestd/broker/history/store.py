@@ -127,7 +127,7 @@ class Store:
         if limited and not self._floods.take(guest, time.monotonic()):
             self._tally.events_left_out += 1
             return
-        if reason is not None:
+        if reason is not None and not _is_short(reason):
             reason = Reason(_bounded(reason.code, _LONGEST_CODE_BYTES), _bounded(reason.text))
         at = datetime.fromtimestamp(self._wall(), UTC)
         event = Event(self._feed.take_id(), at, guest, kind, code, _bounded(text), before, after, reason, inputs)
@@ -143,7 +143,8 @@ class Store:
         if 0 <= now - before < _LOOK_SECONDS and now // _STEP_SECONDS == before // _STEP_SECONDS:
             if self._look_again is None:
                 self._look_again = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._tick)
-            self._changed.update((guest.name, guest) for guest in guests)
+            for guest in guests:
+                self._changed[guest.name] = guest
             return
         self._tick()
         for guest in guests:
@@ -307,6 +308,11 @@ class Store:
             return None
         self._way_out = ""
         return found
+
+
+def _is_short(reason: Reason) -> bool:
+    """Whether it is within the bounds however it is encoded, as nearly all are."""
+    return len(reason.code) * 4 <= _LONGEST_CODE_BYTES and len(reason.text) * 4 <= _LONGEST_TEXT_BYTES
 
 
 def _bounded(text: str, most: int = _LONGEST_TEXT_BYTES) -> str:

@@ -73,7 +73,7 @@ class Recorder:
     ) -> None:
         self._segments, self._limit, self._clock = Segments(directory, limit_bytes), limit_bytes, clock
         self._retry_seconds, self._tally, self._told = retry_seconds, tally or Tally(), told
-        self._encoder = msgspec.msgpack.Encoder()
+        self._encode_into = msgspec.msgpack.Encoder().encode_into
         self._lock = threading.Lock()  # of what follows
         self._waiting: list[_Chunk | _Beginning] = []
         self._chunk: _Chunk | None = None  # the last of them; None: nothing is recorded now
@@ -107,12 +107,13 @@ class Recorder:
             chunk = self._chunk
             if chunk is None:
                 return
-            length = len(chunk.data)
+            data = chunk.data
+            length = len(data)
             try:
-                self._encoder.encode_into(entry, chunk.data, -1)
+                self._encode_into(entry, data, -1)
                 chunk.count += 1
             except (TypeError, ValueError, OverflowError) as error:
-                del chunk.data[length:]
+                del data[length:]
                 self._pause(f"{entry[0]} cannot be recorded: {error}")
             else:
                 if length > _CHUNK_BYTES:

@@ -77,7 +77,7 @@ class GuestMachine:
         self._out: list[Action] = []
         self._news = True  # something to say may have come up since `_speak` last looked
         self._throttle: Throttle | None = None
-        self._throttle_heard_at: float | None = None  # None: since the last sample
+        self._throttle_heard_at = now
 
     # ---- what happened ---------------------------------------------------------------------------
 
@@ -137,10 +137,14 @@ class GuestMachine:
         self._pace.moved(now)
         self._look_soon(now)
 
-    def on_throttle(self, throttle: Throttle) -> None:
-        """The host says whether its CPU quota holds this VM back, which shows nowhere in here."""
+    def on_throttle(self, throttle: Throttle, now: float) -> None:
+        """The host says whether its CPU quota holds this VM back, which shows nowhere in here: what that asks for is
+        asked for now, at rest too.
+        """
         before, self._throttle = self._throttle, throttle if throttle.throttled_permille else None
-        self._throttle_heard_at = None
+        self._throttle_heard_at = now
+        if (self._throttle is None) is not (before is None):
+            self._pace.alarm(now)
         if self._throttle is not None and before is None:
             quota = Kind.CPU.show(throttle.quota_millicores)
             share = throttle.throttled_permille / 10
@@ -172,9 +176,7 @@ class GuestMachine:
 
     def _forget_throttle(self, now: float) -> None:
         """The broker says it again with each heartbeat: that it is over may have been lost."""
-        if self._throttle_heard_at is None:
-            self._throttle_heard_at = now
-        elif self._link is None or now - self._throttle_heard_at > 2.5 * self._link.welcome.heartbeat_seconds:
+        if self._link is None or now - self._throttle_heard_at > 2.5 * self._link.welcome.heartbeat_seconds:
             self._throttle = None
 
     def on_failed_sample(self, now: float, blind: bool) -> None:

@@ -50,14 +50,14 @@ def test_what_is_written_for_v1() -> None:
     rig.group.set_quota(100)  # it falls: the quota goes first
     assert rig.kernel.writes == [
         ("guestd-one/tasks", "101"),
-        ("guestd-one/cpu.cfs_quota_us", "25000"),  # the period falls: the quota goes first
-        ("guestd-one/cpu.cfs_period_us", "10000"),
+        ("guestd-one/cpu.cfs_quota_us", "50000"),  # the period falls: the quota goes first
+        ("guestd-one/cpu.cfs_period_us", "20000"),
         ("guestd-one/cpu.shares", "2560"),
         ("guestd-one/cpu.cfs_period_us", "1000000"),
         ("guestd-one/cpu.cfs_quota_us", "5000"),
         ("guestd-one/cpu.shares", "1024"),
-        ("guestd-one/cpu.cfs_quota_us", "1000"),
-        ("guestd-one/cpu.cfs_period_us", "10000"),
+        ("guestd-one/cpu.cfs_quota_us", "2000"),
+        ("guestd-one/cpu.cfs_period_us", "20000"),
         ("guestd-one/cpu.shares", "1024"),
     ]
 
@@ -70,7 +70,7 @@ def test_what_is_written_for_v2() -> None:
         ("guestd-one/cgroup.type", "threaded"),
         ("cgroup.subtree_control", "+cpu"),
         ("guestd-one/cgroup.threads", "101"),
-        ("guestd-one/cpu.max", "25000 10000"),
+        ("guestd-one/cpu.max", "50000 20000"),
         ("guestd-one/cpu.weight", "250"),
     ]
 

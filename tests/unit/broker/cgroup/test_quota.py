@@ -19,9 +19,7 @@ def test_the_kernel_takes_every_quota_and_it_means_what_was_asked(millicores: in
 @pytest.mark.parametrize(
     ("millicores", "quota"),
     [
-        (250, Quota(2_500, 10_000)),
-        (100, Quota(1_000, 10_000)),
-        (99, Quota(1_980, 20_000)),
+        (250, Quota(5_000, 20_000)),
         (50, Quota(1_000, 20_000)),
         (49, Quota(4_900, 100_000)),
         (10, Quota(1_000, 100_000)),

@@ -293,16 +293,33 @@ def test_what_holds_it_back_is_forgotten_unless_it_is_said_again() -> None:
 
     one = One()
     one.welcome()
-    one.machine.on_throttle(Throttle(500, 900))
+    one.machine.on_throttle(Throttle(500, 900), one.now)
     assert "cpu-throttled" in codes(HEARTBEAT_SECONDS + 1)
-    one.machine.on_throttle(Throttle(500, 900))
+    one.machine.on_throttle(Throttle(500, 900), one.now)
     assert codes(2 * HEARTBEAT_SECONDS) == {"cpu-throttled"}
     codes(HEARTBEAT_SECONDS)
     assert codes(HEARTBEAT_SECONDS + 1) == {"cpu-used"}  # that it was over had been lost
-    one.machine.on_throttle(Throttle(500, 900))
+    one.machine.on_throttle(Throttle(500, 900), one.now)
     one.machine.on_disconnected()
     one.welcome()
     assert codes(HEARTBEAT_SECONDS + 1) == {"cpu-used"}
+
+
+def test_what_holds_it_back_is_looked_at_at_once_also_at_rest() -> None:
+    one = One()
+    one.welcome()
+    one.machine.on_watched(True)
+    one.step(SETTINGS.calm_for_seconds + 1)
+    assert not of(TakeSample, one.step(3)), "it rests"
+    one.machine.on_throttle(Throttle(500, 900), one.now)
+    assert of(TakeSample, one.step())
+    one.step(HEARTBEAT_SECONDS)
+    assert one.demand is not None and one.demand.reasons[0].code == "cpu-throttled"
+    one.step(SETTINGS.calm_for_seconds + 1)
+    one.machine.on_throttle(Throttle(500, 800), one.now)
+    assert not of(TakeSample, one.step()), "no news"
+    one.machine.on_throttle(Throttle(500, 0), one.now)
+    assert of(TakeSample, one.step())
 
 
 def test_a_heartbeat_breaks_the_silence() -> None:
