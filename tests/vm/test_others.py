@@ -252,7 +252,7 @@ async def test_check_sees_who_else_is_there(host: Host) -> None:
 OOMD = """
 cd /run/systemd && mkdir -p oomd.conf.d system/load.slice.d
 printf '[OOM]\\nDefaultMemoryPressureDurationSec=1s\\n' > oomd.conf.d/test.conf
-printf '[Slice]\\nManagedOOMMemoryPressure=kill\\nManagedOOMMemoryPressureLimit=10%%\\n' > system/load.slice.d/test.conf
+printf '[Slice]\\nManagedOOMMemoryPressure=kill\\nManagedOOMMemoryPressureLimit=5%%\\n' > system/load.slice.d/test.conf
 systemctl daemon-reload
 systemctl start load.slice systemd-oomd
 """
@@ -265,7 +265,17 @@ systemctl daemon-reload; systemctl reset-failed
 """
 SWAP = "fallocate -l 256M /var/tmp/swap && chmod 600 /var/tmp/swap && mkswap -q /var/tmp/swap && swapon /var/tmp/swap"
 """systemd-oomd kills only where the kernel looks for pages to free, which without swap it does not find in a heap."""
-OOMD_KILLS = "journalctl -u systemd-oomd --since=@{since} -q -o cat --no-pager | grep -c '^Killed ' || true"
+THRASH = '''
+"""Take MIB, and use all of it over and over again, for SECONDS."""
+import sys, time
+
+pieces = [bytearray(b"Z") * (1 << 20) for _ in range(int(sys.argv[1]))]
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    for piece in pieces:
+        piece[::4096] = piece[::4096]
+'''
+OOMD_KILLS = "journalctl -u systemd-oomd --since=@{since} -q -o cat --no-pager | grep -c 'Killed /load.slice/' || true"
 
 
 async def test_memory_comes_before_systemd_oomd_acts(host: Host) -> None:
@@ -275,7 +285,7 @@ async def test_memory_comes_before_systemd_oomd_acts(host: Host) -> None:
     unit = "systemd-run --quiet --slice=load.slice --unit={} --collect --wait {} sh -c '{}'"
     await host.shell(VM, OOMD)
     try:
-        held_back = await host.python(VM, loads.GROW, 200, 100, 30, "/dev/null")
+        held_back = await host.python(VM, THRASH, 200, 40)
         await host.shell(VM, SWAP)
         await host.shell(VM, unit.format("held-back", "-p MemoryHigh=60M", held_back), 60, check=False)
         await host.shell(VM, "swapoff /var/tmp/swap")
