@@ -28,7 +28,7 @@ from guestd.model.resources import Kind, Resources
 from guestd.model.units import MILLICORES_PER_VCPU, round_up
 from guestd.model.vm import VmState, VmStatus
 
-_THROTTLE_STEP_PERMILLE = 100
+_THROTTLE_STEP_PERMILLE, _THROTTLE_OVER_PERMILLE = 100, 50
 _NEXT_STAGE = {ReclaimStage.ASK: ReclaimStage.URGE, ReclaimStage.URGE: ReclaimStage.OVERDUE}
 
 
@@ -338,10 +338,14 @@ class Resizer:
         self.out.append(Send(guest.name, guest.session, message))
 
     def tell_throttled(self, guest: GuestState) -> None:
-        """Tell the guest what it cannot see for itself: that its quota holds it back."""
+        """Tell the guest what it cannot see for itself: that its quota holds it back. A period in which it was used up
+        now and then is no news: a guest that uses just what it has would hear of it every second.
+        """
         if guest.vm is None or not guest.connected or guest.observed:
             return
         new, told = guest.vm.cpu_throttled_permille, guest.throttled_permille
+        if new < (_THROTTLE_OVER_PERMILLE if told else _THROTTLE_STEP_PERMILLE):
+            new = 0
         if abs(new - told) >= _THROTTLE_STEP_PERMILLE or (new == 0) != (told == 0):
             guest.throttled_permille = new
             message = Throttle(guest.vm.cpu_quota_millicores, new)

@@ -157,6 +157,10 @@ def test_the_guest_is_told_when_it_is_held_back_and_when_not_any_more() -> None:
     again = [send.message for send in of(Send, one.step(5))]  # with each heartbeat: what was lost only delays
     assert Throttle(250, 900) in again
     assert told(0) == [Throttle(250, 0)]
+    assert [message for permille in (20, 0, 40, 90, 10) for message in told(permille)] == [], "now and then"
+    assert told(100) == [Throttle(250, 100)]
+    assert told(60) == []
+    assert told(40) == [Throttle(250, 0)]
 
 
 def test_vcpus_that_a_reboot_brought_online_are_parked_again() -> None:
