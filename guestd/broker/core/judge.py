@@ -90,7 +90,9 @@ def is_asked_in_vain(track: Track) -> bool:
 
 
 def holds_too_much(guest: GuestState, track: Track) -> bool:
-    """Whether it holds more than it needs, is to have, or may."""
+    """Whether it holds more than it needs, is to have, or may. Its minimum is never too much."""
+    if track.reserved <= guest.limits.min.get(track.kind):
+        return False
     if track.reserved > track.target or is_over_burst(guest, track):
         return True
     if guest.demand is None:

@@ -219,6 +219,20 @@ def test_who_is_overdue_gets_nothing_more_until_it_gave() -> None:
     assert not one.track().overdue
 
 
+def test_what_is_within_a_raised_minimum_is_overdue_no_more() -> None:
+    one = One().grown(3)
+    one.demand(cpu=1000)
+    for seconds in (TIMING.ask_seconds, TIMING.urge_seconds, TIMING.overdue_seconds):
+        one.step(seconds)
+    assert one.track().overdue
+    limits = one.machine.guests["a"].limits
+    least = replace(limits, min=replace(limits.min, cpu_millicores=4000))
+    one.machine.set_limits("a", least)
+    one.step(TIMING.retry_max_seconds)
+    assert not one.track().overdue
+    assert one.reserved.cpu_millicores == 4000, "its minimum is always there"
+
+
 def test_a_partial_answer_is_a_counter_offer() -> None:
     one = One().grown(1, 2 * GIB)
     order = reclaim(one.demand(memory=BOOT))
