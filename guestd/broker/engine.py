@@ -212,7 +212,7 @@ class Engine(Operators):
                 reach(Failpoint.RECORDED)
             for action in actions:
                 self._perform(action)
-            self._sample()
+            self.store.look()
             many = self._begun >= max(_MANY, len(self._guests) // 2)
             if many and self._clock() - self._begun_at > _CALM_SECONDS:
                 self._begun = 0
@@ -233,12 +233,6 @@ class Engine(Operators):
             async with asyncio.timeout(timeout):
                 await self._wake.wait()
         await asyncio.sleep(max(0.0, self._next_round - asyncio.get_running_loop().time()))
-
-    def _sample(self) -> None:
-        """Have history see what changed."""
-        changed, guests = self._unsampled, self.machine.guests
-        self.store.look([guests[name] for name in changed if name in guests])
-        changed.clear()
 
     async def _record(self, records: list[Record]) -> None:
         """Make it durable; while that fails, nothing is decided and all guests keep what they have."""

@@ -51,8 +51,9 @@ class Operators(ABC):
         self.tally = Tally()
         self.health = Health()
         self._subscribers: list[tuple[set[str], asyncio.Event]] = []
-        self.store = Store(config.state_dir / "history.db", config.outlets.history_bytes, tally=self.tally)
-        self._unsampled: set[str] = set()  # guests that changed since the last look
+        path, most_bytes = config.state_dir / "history.db", config.outlets.history_bytes
+        self.store = Store(path, most_bytes, tally=self.tally, changed=self._take_unsampled)
+        self._unsampled: set[str] = set()  # guests that changed since history last looked
         self._changing = asyncio.Lock()
         self.started_at = datetime.now(UTC)
 
@@ -300,6 +301,10 @@ class Operators(ABC):
 
     def _admin_origin(self) -> tuple[LimitsOrigin, str]:
         return (LimitsOrigin.ADMIN, datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def _take_unsampled(self) -> list[GuestState]:
+        names, self._unsampled = self._unsampled, set()
+        return [self.machine.guests[name] for name in names if name in self.machine.guests]
 
     def _changed(self, *names: str) -> None:
         self._unsampled.update(names)

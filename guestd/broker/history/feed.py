@@ -81,6 +81,11 @@ class Feed:
                 follower.put(event)
 
     @property
+    def followed(self) -> bool:
+        """Whether somebody follows."""
+        return bool(self._followers)
+
+    @property
     def oldest_id(self) -> int:
         """Number of the oldest event in memory, or of the next one."""
         return self._tail[0].id if self._tail else self.next_id

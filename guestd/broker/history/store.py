@@ -1,7 +1,8 @@
 """The broker's memory for people: what happened, and how much each guest wanted and had.
 
 1. The event loop never waits for it: events are seen by followers at once and written every few seconds, by one
-   thread, in batches. What a crash takes are those seconds.
+   thread, in batches. What a crash takes are those seconds. What nobody follows is put together a few times a second,
+   and so are looks at guests: one by one, between other work, each takes several times as long.
 2. It stops nobody: what cannot be written is dropped and counted, said once, and tried again with the next batch.
 3. A guest's flood leaves a count, not a full store (`floods.py`); texts are bounded.
 4. Questions are answered by the same thread, after what is waiting was written. While the file cannot be read, the
@@ -48,6 +49,8 @@ DEFAULT_POINTS, MOST_POINTS = 300, 2000
 _AROUND = 10
 _LAST = 20
 T = TypeVar("T")
+_Noted = tuple[float, float, EventCode, str, str, Kind | None, int, int, Reason | None, DecisionInputs | None]
+"""When, by the wall's clock and a monotonic one, and what `Store.note` was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +66,23 @@ class Store:
 
     :param wall: seconds of the epoch.
     :param tally: counts what is not kept.
+    :param changed: the guests that changed since it was last called.
     """
 
     def __init__(
-        self, path: Path, most_bytes: int, wall: Callable[[], float] = time.time, tally: Tally | None = None
+        self,
+        path: Path,
+        most_bytes: int,
+        wall: Callable[[], float] = time.time,
+        tally: Tally | None = None,
+        changed: Callable[[], Iterable[GuestState]] = lambda: (),
     ) -> None:
-        self._path, self._wall, self._tally = path, wall, tally or Tally()
+        self._path, self._wall, self._tally, self._take_changed = path, wall, tally or Tally(), changed
         self._file = HistoryFile(path, most_bytes)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="history")
         self._feed, self._floods, self._sampler = Feed(wall), Floods(), Sampler(wall())
+        self._noted: list[_Noted] = []
         self._waiting: list[Event] = []
-        self._changed: dict[str, GuestState] = {}  # since they were last looked at
         self._looked_at = 0.0
         self._look_again: asyncio.TimerHandle | None = None
         self._new_run = False
@@ -123,32 +132,21 @@ class Store:
         inputs: DecisionInputs | None = None,
     ) -> None:
         """Something happened."""
-        limited = guest and code is not EventCode.OPERATOR
-        if limited and not self._floods.take(guest, time.monotonic()):
-            self._tally.events_left_out += 1
-            return
-        if reason is not None and not _is_short(reason):
-            reason = Reason(_bounded(reason.code, _LONGEST_CODE_BYTES), _bounded(reason.text))
-        at = datetime.fromtimestamp(self._wall(), UTC)
-        event = Event(self._feed.take_id(), at, guest, kind, code, _bounded(text), before, after, reason, inputs)
-        self._feed.put(event)
-        if len(self._waiting) < _MOST_WAITING:
-            self._waiting.append(event)
+        self._noted.append((self._wall(), time.monotonic(), code, text, guest, kind, before, after, reason, inputs))
+        if self._feed.followed:
+            self._put_noted()
         else:
-            self._tally.events_lost += 1
+            self._tick_soon()
 
-    def look(self, guests: Iterable[GuestState]) -> None:
-        """Something changed about these guests. What lasts for less than a quarter of a second may go unseen."""
+    def look(self) -> None:
+        """Something changed about guests. What lasts for less than a quarter of a second may go unseen, and what begins
+        so shortly before a step ends may count as the next one's.
+        """
         now, before = self._wall(), self._looked_at
         if 0 <= now - before < _LOOK_SECONDS and now // _STEP_SECONDS == before // _STEP_SECONDS:
-            if self._look_again is None:
-                self._look_again = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._tick)
-            for guest in guests:
-                self._changed[guest.name] = guest
-            return
-        self._tick()
-        for guest in guests:
-            self._sampler.note(guest.name, sample(guest))
+            self._tick_soon()
+        else:
+            self._tick()
 
     def forget(self, name: str) -> None:
         """The guest is no more; its past stays for a while."""
@@ -165,6 +163,7 @@ class Store:
 
     async def follow(self, guest: str, after_id: int) -> AsyncGenerator[SeenEvent, None]:
         """See `wire.server.OperatorBackend`. A number that was never given counts as none."""
+        self._put_noted()
         seen = after_id if 0 < after_id < self._feed.next_id else self._feed.next_id - 1
         while seen + 1 < self._feed.oldest_id:
             page = await self.events(EventQuery(guest, after_id=seen, limit=_PAGE))
@@ -237,23 +236,46 @@ class Store:
             self._tick()
             await self._write()
 
+    def _tick_soon(self) -> None:
+        if self._look_again is None:
+            self._look_again = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._tick)
+
     def _tick(self) -> None:
-        """See what changed since the last one, which is all in one step, and close the steps that are over."""
+        """Put together what was noted, close the steps that are over, and see what changed."""
         if self._look_again is not None:
             self._look_again.cancel()
             self._look_again = None
-        for guest in self._changed.values():
-            self._sampler.note(guest.name, sample(guest))
-        self._changed.clear()
+        self._put_noted()
         self._looked_at = self._wall()
-        if not self._sampler.tick(self._wall()):
+        if not self._sampler.tick(self._looked_at):
             self._new_run = True
+        for guest in self._take_changed():
+            self._sampler.note(guest.name, sample(guest))
         if len(self._sampler.rows) > _MOST_WAITING:
             self._tally.samples_lost += len(self._sampler.rows)
             self._sampler.rows, self._new_run = [], True
 
+    def _put_noted(self) -> None:
+        """Make events of what was noted, but for what a guest's flood leaves out."""
+        noted, self._noted = self._noted, []
+        for wall, now, code, text, guest, kind, before, after, reason, inputs in noted:
+            limited = guest and code is not EventCode.OPERATOR
+            if limited and not self._floods.take(guest, now):
+                self._tally.events_left_out += 1
+                continue
+            if reason is not None and not _is_short(reason):
+                reason = Reason(_bounded(reason.code, _LONGEST_CODE_BYTES), _bounded(reason.text))
+            at = datetime.fromtimestamp(wall, UTC)
+            event = Event(self._feed.take_id(), at, guest, kind, code, _bounded(text), before, after, reason, inputs)
+            self._feed.put(event)
+            if len(self._waiting) < _MOST_WAITING:
+                self._waiting.append(event)
+            else:
+                self._tally.events_lost += 1
+
     async def _write(self) -> None:
         """Write what is waiting."""
+        self._put_noted()
         batch = Batch(self._feed.next_id, self._wall(), self._waiting, self._sampler.rows, self._new_run)
         quiet = not (batch.events or batch.rows or batch.new_run)
         if quiet and 0 <= batch.now - self._marked_at < _MARK_SECONDS:

@@ -2,8 +2,9 @@
 
 The law:
 
-1. The event loop only encodes into memory. A thread of its own compresses and writes, once a second: it is what a crash
-   may lose.
+1. The event loop only encodes into memory, some dozen calls at once: one by one, between other work, each takes several
+   times as long. What it is told never changes afterwards. A thread of its own compresses and writes, once a second: it
+   is what a crash may lose.
 2. A file begins with a snapshot, taken between two rounds, and holds every call since, without a gap.
 3. Whatever fails (a full disk, one that hangs, a value that cannot be encoded) is said once and ends the file: nothing
    more is recorded until a new one can begin, which is tried every half minute; each time it fails is counted. The
@@ -34,6 +35,7 @@ from guestd.model.errors import RecordError
 _log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
+_ENCODED_AT_ONCE = 64  # calls
 _CHUNK_BYTES = 1 << 20
 _MOST_CHUNKS = 32  # that wait for the disk
 
@@ -75,6 +77,7 @@ class Recorder:
         self._retry_seconds, self._tally, self._told = retry_seconds, tally or Tally(), told
         self._encode_into = msgspec.msgpack.Encoder().encode_into
         self._lock = threading.Lock()  # of what follows
+        self._noted: list[tuple[object, ...]] = []  # that are still to be encoded
         self._waiting: list[_Chunk | _Beginning] = []
         self._chunk: _Chunk | None = None  # the last of them; None: nothing is recorded now
         self._begin_at = 0.0  # of time.monotonic: when a new file is due
@@ -104,20 +107,11 @@ class Recorder:
     def note(self, *entry: object) -> None:
         """See `Tape`."""
         with self._lock:
-            chunk = self._chunk
-            if chunk is None:
+            if self._chunk is None:
                 return
-            data = chunk.data
-            length = len(data)
-            try:
-                self._encode_into(entry, data, -1)
-                chunk.count += 1
-            except (TypeError, ValueError, OverflowError) as error:
-                del data[length:]
-                self._pause(f"{entry[0]} cannot be recorded: {error}")
-            else:
-                if length > _CHUNK_BYTES:
-                    self._next_chunk()
+            self._noted.append(entry)
+            if len(self._noted) >= _ENCODED_AT_ONCE:
+                self._encode()
 
     def may_begin(self, machine: BrokerMachine) -> None:
         """See `Tape`."""
@@ -131,9 +125,28 @@ class Recorder:
                 self._pause(f"the machine cannot be recorded: {error}")
             return
         with self._lock:
+            self._encode()
             self._begin_at = math.inf
             self._waiting.append(_Beginning(msgspec.json.encode(header), state))
             self._next_chunk()
+
+    def _encode(self) -> None:
+        """Encode what was noted. The lock is held."""
+        noted, self._noted = self._noted, []
+        for entry in noted:
+            chunk = self._chunk
+            if chunk is None:
+                return
+            length = len(chunk.data)
+            try:
+                self._encode_into(entry, chunk.data, -1)
+                chunk.count += 1
+            except (TypeError, ValueError, OverflowError) as error:
+                del chunk.data[length:]
+                self._pause(f"{entry[0]} cannot be recorded: {error}")
+            else:
+                if length > _CHUNK_BYTES:
+                    self._next_chunk()
 
     def _next_chunk(self) -> None:
         if len(self._waiting) >= _MOST_CHUNKS:
@@ -147,7 +160,7 @@ class Recorder:
 
     def _pause(self, why: str) -> None:
         """Nothing more is recorded for a while. The lock is held."""
-        self._chunk = None
+        self._chunk, self._noted = None, []
         self._begin_at = time.monotonic() + self._retry_seconds
         self._tally.record_interruptions += 1
         if why != self._said:
@@ -171,6 +184,7 @@ class Recorder:
 
     def _write(self) -> None:
         with self._lock:
+            self._encode()
             waiting, self._waiting = self._waiting, []
             if self._chunk is not None:
                 self._chunk = _Chunk()

@@ -12,13 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 from guestd.broker.history.store import Store
+from guestd.broker.record import machine as record_machine
 from guestd.broker.record.recorder import Recorder
 from guestd.sim import broker
 
-_COUNTED: Final[tuple[tuple[type, str], ...]] = (
+_COUNTED: Final[tuple[tuple[type | ModuleType, str], ...]] = (
+    (record_machine, "named"),
     (Recorder, "note"),
     (Recorder, "may_begin"),
     (Store, "note"),
@@ -92,7 +95,7 @@ def main() -> None:
     if how == "counted":
         spent = Spent()
         for owner, name in _COUNTED:
-            counted = spent.counting(f"{owner.__name__}.{name}", getattr(owner, name))
+            counted = spent.counting(f"{owner.__name__.removeprefix('guestd.broker.')}.{name}", getattr(owner, name))
             setattr(owner, name, counted)
         threading.Thread(target=_tell, args=(spent, path), daemon=True).start()
     else:

@@ -42,10 +42,25 @@ def wall() -> Wall:
 
 @pytest.fixture
 async def store(tmp_path: Path, wall: Wall) -> AsyncIterator[Store]:
-    one = Store(tmp_path / "history.db", 4 << 20, wall)
+    one = Store(tmp_path / "history.db", 4 << 20, wall, changed=taken)
     await one.start()
     yield one
     await one.stop()
+
+
+CHANGED: list[GuestState] = []
+
+
+def taken() -> list[GuestState]:
+    found = CHANGED[:]
+    CHANGED.clear()
+    return found
+
+
+def look(store: Store, *guests: GuestState) -> None:
+    """Those changed."""
+    CHANGED.extend(guests)
+    store.look()
 
 
 def inputs(demand: int) -> DecisionInputs:
@@ -60,23 +75,23 @@ def guest(name: str, reserved: int) -> GuestState:
 
 async def test_everything_is_there_again_after_a_restart(tmp_path: Path, wall: Wall) -> None:
     path = tmp_path / "history.db"
-    first = Store(path, 4 << 20, wall)
+    first = Store(path, 4 << 20, wall, changed=taken)
     await first.start()
     first.note(EventCode.GROWING, "growing", "a", Kind.CPU, 1000, 2000, Reason("demand", "needs 2 CPU"), inputs(2000))
-    first.look([guest("a", 2000)])
+    look(first, guest("a", 2000))
     wall.at(14, 1)
-    first.look([guest("a", 3000)])
+    look(first, guest("a", 3000))
     before = await first.events(EventQuery())
     wall.at(14, 2, 3)
-    first.look([guest("a", 3500)])
+    look(first, guest("a", 3500))
     wall.at(14, 2, 7)
     await first.stop()
     wall.at(14, 5)
-    second = Store(path, 4 << 20, wall)
+    second = Store(path, 4 << 20, wall, changed=taken)
     await second.start()
     assert await second.events(EventQuery()) == before
     second.note(EventCode.GROWN, "grown", "a", Kind.CPU)
-    second.look([guest("a", 1000)])
+    look(second, guest("a", 1000))
     wall.at(14, 6)
     found = await second.events(EventQuery())
     assert [one.id for one in found] == [1, 2]
@@ -89,6 +104,25 @@ async def test_everything_is_there_again_after_a_restart(tmp_path: Path, wall: W
     await second.stop()
 
 
+async def test_an_event_that_nobody_follows_is_put_together_soon_and_one_that_is_followed_at_once(
+    store: Store, wall: Wall
+) -> None:
+    store.note(EventCode.OPERATOR, "first", "a")
+    assert store._feed.events(EventQuery()) == ()
+    await asyncio.sleep(0.6)
+    assert [one.text for one in store._feed.events(EventQuery())] == ["first"]
+    store.note(EventCode.OPERATOR, "second", "a")
+    stream = store.follow("", 1)
+    assert (await anext(stream)).event.text == "second"
+    wall.at(14, 1)
+    store.note(EventCode.OPERATOR, "third", "a")
+    newest = store._feed.events(EventQuery())[-1]
+    assert (newest.text, newest.at) == ("third", wall.now)
+    assert (await anext(stream)).event == newest
+    assert store._feed.events(EventQuery())[1].at == BEGIN, "when it happened, not when it was put together"
+    await stream.aclose()
+
+
 async def test_what_changes_in_quick_succession_is_seen_together_and_nothing_that_lasts_is_missed(
     store: Store, wall: Wall
 ) -> None:
@@ -96,17 +130,17 @@ async def test_what_changes_in_quick_succession_is_seen_together_and_nothing_tha
         return max(point.resources[0].reserved for point in (await store.history("a", BEGIN, None, 0)).points)
 
     one = guest("a", 1000)
-    store.look([one])
+    look(store, one)
     for reserved in (2000, 3000):
         one.tracks[Kind.CPU].reserved = reserved
-        store.look([one])
+        look(store, one)
     wall.at(14, 0, 1)
     assert await highest() == 3000, "whoever asks sees it at once"
     one.tracks[Kind.CPU].reserved = 4000
-    store.look([one])  # and nothing else happens
+    look(store, one)  # and nothing else happens
     await asyncio.sleep(0.6)
     one.tracks[Kind.CPU].reserved = 1000
-    store.look([one])
+    look(store, one)
     wall.at(14, 0, 11)
     assert await highest() == 4000
 
@@ -115,7 +149,7 @@ async def test_quiet_guests_are_written_again_after_a_time_in_which_nothing_was(
     store: Store, wall: Wall, tmp_path: Path
 ) -> None:
     quiet = [guest(f"web-{number}", 2000) for number in range(20)]
-    store.look(quiet)
+    look(store, *quiet)
     for minute in range(1, 6):
         wall.at(14, minute)
         await store.events(EventQuery())
@@ -284,7 +318,7 @@ async def test_a_range_that_is_none_is_refused(store: Store) -> None:
 
 async def test_what_cannot_be_read_is_no_empty_past(tmp_path: Path, wall: Wall) -> None:
     (tmp_path / "history.db").mkdir()
-    store = Store(tmp_path / "history.db", 4 << 20, wall)
+    store = Store(tmp_path / "history.db", 4 << 20, wall, changed=taken)
     await store.start()
     store.note(EventCode.OPERATOR, "seen", "a")
     for question in (store.history("a", BEGIN - timedelta(hours=1), None, 0), store.past("a", BEGIN)):
@@ -301,7 +335,7 @@ async def test_what_cannot_be_read_is_no_empty_past(tmp_path: Path, wall: Wall) 
 async def test_history_of_a_day_is_in_minutes_and_no_longer_than_asked_for(store: Store, wall: Wall) -> None:
     for minute in range(26 * 60):
         wall.now = BEGIN + timedelta(minutes=minute, seconds=5)
-        store.look([guest("a", 1000 + minute)])
+        look(store, guest("a", 1000 + minute))
     day = await store.history("a", wall.now - timedelta(days=1), None, 2000)
     assert day.step_seconds == 60.0
     assert len(day.points) == 1440
@@ -335,19 +369,19 @@ async def test_a_question_waits_for_the_disk_and_the_loop_does_not(store: Store)
 
 async def test_a_peak_before_a_crash_is_in_the_longer_steps_too(tmp_path: Path, wall: Wall) -> None:
     path = tmp_path / "history.db"
-    first = Store(path, 4 << 20, wall)
+    first = Store(path, 4 << 20, wall, changed=taken)
     await first.start()
     for second, reserved in ((3, 1000), (14, 4000), (27, 1000), (41, 1000)):
         wall.at(14, 0, second)
-        first.look([guest("a", reserved)])
+        look(first, guest("a", reserved))
     await first.events(EventQuery())  # so that what was to be written is
     assert first._task is not None
     first._task.cancel()
     first._file._close()
     wall.at(14, 3)
-    second = Store(path, 4 << 20, wall)
+    second = Store(path, 4 << 20, wall, changed=taken)
     await second.start()
-    second.look([guest("a", 2000)])
+    look(second, guest("a", 2000))
     wall.at(14, 20)
     for age, step in ((timedelta(hours=20), 60.0), (timedelta(days=7), 600.0)):
         history = await second.history("a", wall.now - age, None, 2000)

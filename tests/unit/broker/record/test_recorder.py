@@ -178,12 +178,45 @@ def test_what_cannot_be_encoded_ends_the_file_and_the_next_one_goes_on(
     machine.add_guest("a", LIMITS)
     machine.next_actions(1.0)
     machine.on_vm_state("a", VmState(VmStatus.RUNNING, memory_held_bytes=1 << 70), 2.0)
-    assert "on_vm_state cannot be recorded" in caplog.text
+    until(lambda: "on_vm_state cannot be recorded" in caplog.text, "it is named")
     machine.on_vm_state("a", VmState(VmStatus.RUNNING), 3.0)
     machine.next_actions(4.0)
     machine.next_actions(5.0)
     recorder.close()
     assert [rounds(file) for file in files(tmp_path)] == [1, 1]
+
+
+def test_what_cannot_be_encoded_takes_along_what_was_noted_after_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "_FLUSH_SECONDS", 60.0)
+    recorder = Recorder(tmp_path, 1 << 20)
+    machine = recorder.machine(HOST, 1)
+    machine.add_guest("a", LIMITS)
+    machine.next_actions(1.0)
+    machine.on_vm_state("a", VmState(VmStatus.RUNNING, resets=1 << 70), 2.0)
+    for number in range(100):
+        machine.next_actions(3.0 + number)
+    assert "on_vm_state cannot be recorded" in caplog.text, "encoded in the loop when so many wait"
+    recorder.close()
+    assert [rounds(file) for file in files(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("encoded_at_once", [1, 7, 1000])
+def test_a_new_file_begins_without_a_gap_however_many_calls_wait_to_be_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded_at_once: int
+) -> None:
+    monkeypatch.setattr(recorder_module, "_ENCODED_AT_ONCE", encoded_at_once)
+    recorder = Recorder(tmp_path, 1 << 30)
+    machine = recorder.machine(HOST, 1)
+    machine.add_guest("a", LIMITS)
+    for number in range(300):
+        if number == 150:
+            recorder._begin_at = 0.0  # as when the first file is full
+        go(machine, float(number))
+    recorder.close()
+    assert sum(rounds(file) for file in files(tmp_path)) == 300
+    assert [replay(file).difference for file in files(tmp_path)] == [None, None]
 
 
 def test_a_bound_that_is_too_small_is_said_and_the_broker_goes_on(
