@@ -19,7 +19,7 @@ class Settings:
     quick_for_seconds: float = 0.5  # after something moved
     calm_for_seconds: float = 8.0  # likewise; longer than a lower need must hold to be believed
     stir_bytes: int = 4 * MIB  # so much more memory in use than at the sample before, or less: something moves
-    reconcile_seconds: float = 30.0  # look at CPUs and blocks even if no event came
+    reconcile_seconds: float = 60.0  # look at CPUs and blocks even if no event came
     reconcile_moving_seconds: float = 0.5  # the same while an order is open
     grant_answer_seconds: float = 20.0
     answer_margin_seconds: float = 1.0  # an answer is on its way so long before the order's deadline, or

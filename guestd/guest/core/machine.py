@@ -271,6 +271,9 @@ class GuestMachine:
             self._next_scan = now + self._scan_pause
             self._scanning = True
             self._out.append(Rescan())
+        beat = self._link is not None and self._can_speak and self._link.heartbeat_due(now)
+        if beat:
+            self._pace.refresh(now)
         sample = self._pace.due(now, self.settled, self.usable.vcpus_online <= 1)
         if sample is not None:
             self._out.append(sample)
@@ -283,14 +286,22 @@ class GuestMachine:
         elif cannot_be_read:
             for order in self._state.orders.open:
                 self._answer_unread(order, now)
-        self._speak(now)
+        if not (beat and sample):  # else it is said with what the sample shows
+            self._speak(now)
         actions, self._out = self._out, []
         return actions
 
     def wake_at(self, now: float) -> float:
         """When to call `next_actions` again if nothing happens before."""
         due = [at for order in self._state.orders.open for at in (order.late_at, order.deadline) if at > now]
+        if self._link is not None and self._can_speak:
+            due.append(max(self._link.heartbeat_at, now + _JUST_AFTER_SECONDS))
         return min([self._pace.next_at, self._next_scan, *due, *self._state.setbacks.ends(now)])
+
+    @property
+    def _can_speak(self) -> bool:
+        """Whether it is known what is needed."""
+        return self._state.cpu is not None and self._state.memory is not None
 
     @property
     def _scan_pause(self) -> float:

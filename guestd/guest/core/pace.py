@@ -5,7 +5,11 @@ an order; then at rest, as long as the shell says at once when tasks begin to wa
 (`watched`). With one CPU online the rest is deep: there is nothing that could be given back but memory.
 """
 
+import math
+
 from guestd.guest.core.actions import Settings, TakeSample
+
+_FRESH_SECONDS = 1.0
 
 
 class Pace:
@@ -17,6 +21,7 @@ class Pace:
         self._calm_until = now + settings.calm_for_seconds
         self.watched = False
         self.next_at = now
+        self._taken_at = -math.inf
 
     def moved(self, now: float) -> None:
         """Something moves: look closely, and keep looking for a while."""
@@ -32,6 +37,11 @@ class Pace:
         """Look then at the latest."""
         self.next_at = min(self.next_at, at)
 
+    def refresh(self, now: float) -> None:
+        """What is said now is to be no older than a second, which has the next sample come with the next heartbeat."""
+        if now - self._taken_at > _FRESH_SECONDS:
+            self.soon(now)
+
     def due(self, now: float, settled: bool, one_cpu: bool) -> TakeSample | None:
         """The sample that is due, if one is.
 
@@ -41,7 +51,7 @@ class Pace:
         if now < self.next_at:
             return None
         pause = self._pause(now, settled, one_cpu)
-        self.next_at = now + pause
+        self.next_at, self._taken_at = now + pause, now
         return TakeSample(quick=pause < self._settings.rest_seconds)
 
     def _pause(self, now: float, settled: bool, one_cpu: bool) -> float:

@@ -1,5 +1,6 @@
 """What the guest says of its needs, and when it is worth saying."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from guestd.model.units import MIB, MILLICORES_PER_VCPU, round_up
 _ANY_AMOUNT = 1 << 50
 _MAX_REASONS = 8
 _UNIT_WITHOUT_BLOCKS = 128 * MIB
+_NEARLY_SECONDS = 0.25
 
 
 @dataclass(slots=True)
@@ -26,9 +28,14 @@ class Link:
     said: Demand | None = None
     said_at: float = 0.0
 
+    @property
+    def heartbeat_at(self) -> float:
+        """When the silence was long enough."""
+        return self.said_at + self.welcome.heartbeat_seconds if self.said is not None else math.inf
+
     def heartbeat_due(self, now: float) -> bool:
-        """Whether the silence was long enough."""
-        return self.said is not None and now - self.said_at >= self.welcome.heartbeat_seconds
+        """Whether it was long enough, or nearly so: who is awake for something else need not be woken soon after."""
+        return now >= self.heartbeat_at - _NEARLY_SECONDS
 
     def is_news(self, demand: Demand, block_bytes: int) -> bool:
         """Whether the broker could decide otherwise than with what was said."""

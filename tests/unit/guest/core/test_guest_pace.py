@@ -1,10 +1,14 @@
 """How often the guest samples: often while something moves, hardly ever at rest."""
 
+from itertools import pairwise
+
 import pytest
 
-from guestd.guest.core.actions import Rescan, Settings, TakeSample
+from guestd.guest.core.actions import Rescan, Say, Settings, TakeSample
 from guestd.guest.core.machine import GuestMachine
 from guestd.model.guest import Capability, Identity, Inventory, Sample
+from guestd.model.messages import Heartbeat, Welcome
+from guestd.model.resources import Resources
 from guestd.model.units import GIB, MIB
 
 SETTINGS = Settings()
@@ -17,13 +21,17 @@ class Quiet:
         self.now, self.used_bytes = 100.0, 100 * MIB
         self.machine = GuestMachine(Identity(bytes(16), 1, capabilities=frozenset({Capability.PSI})), self.now)
         self.machine.on_watched(watched)
+        self.beats, self.wakes = list[float](), list[float]()
 
     def samples(self, seconds: float) -> int:
         """How many samples it takes in the next seconds."""
         end, taken = self.now + seconds, 0
         while self.now < end:
-            for action in self.machine.next_actions(self.now):
-                if isinstance(action, TakeSample):
+            self.wakes.append(self.now)
+            for action in (*self.machine.next_actions(self.now), *self.machine.next_actions(self.now)):
+                if isinstance(action, Say) and isinstance(action.message, Heartbeat):
+                    self.beats.append(self.now)
+                elif isinstance(action, TakeSample):
                     self.machine.on_sample(self.sample(), self.now)
                     taken += 1
                 elif isinstance(action, Rescan):
@@ -86,3 +94,37 @@ def test_a_sample_that_failed_is_taken_again_soon_also_in_deep_rest() -> None:
     guest.machine.on_failed_sample(guest.now, blind=False)
     assert guest.machine.wake_at(guest.now) == pytest.approx(guest.now + SETTINGS.retry_sample_seconds)
     assert guest.samples(20.0) == 1, "once it can be read there is rest again"
+
+
+@pytest.mark.parametrize("seconds", [2.0, 7.0, 30.0, 45.0])
+def test_heartbeats_come_on_time_in_the_deepest_rest(seconds: float) -> None:
+    guest = Quiet(watched=True)
+    guest.samples(20.0)
+    guest.machine.on_welcome(Welcome(1, "a", 3, seconds, Resources(1000, GIB), Resources(4000, GIB)), guest.now)
+    guest.samples(100.0)
+    guest.beats.clear()
+    guest.samples(10 * seconds)
+    pauses = [after - before for before, after in pairwise(guest.beats)]
+    assert len(pauses) >= 8
+    assert all(seconds - 0.3 <= pause <= seconds + 0.01 for pause in pauses), pauses
+
+
+def test_what_is_due_at_nearly_the_same_time_is_done_in_one_go() -> None:
+    guest = Quiet(watched=True)
+    guest.samples(20.0)
+    guest.machine.on_welcome(Welcome(1, "a", 3, 30.0, Resources(1000, GIB), Resources(4000, GIB)), guest.now)
+    guest.samples(100.0)
+    guest.wakes.clear()
+    guest.samples(300.0)
+    assert len(guest.wakes) <= 300.0 / SETTINGS.deep_rest_seconds + 300.0 / SETTINGS.reconcile_seconds + 2
+
+
+def test_who_cannot_tell_its_load_is_not_woken_for_a_heartbeat_that_it_cannot_say() -> None:
+    guest = Quiet(watched=True)
+    guest.samples(20.0)
+    guest.machine.on_welcome(Welcome(1, "a", 3, 2.0, Resources(1000, GIB), Resources(4000, GIB)), guest.now)
+    guest.samples(1.0)
+    guest.machine.on_failed_sample(guest.now, blind=True)
+    guest.now += 10.0
+    guest.machine.next_actions(guest.now)
+    assert guest.machine.wake_at(guest.now) > guest.now
