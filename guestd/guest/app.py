@@ -45,7 +45,8 @@ def main(arguments: list[str], helper_socket: socket.socket | None, root: Path =
     parser = argparse.ArgumentParser(prog="guestd", description="Moves this VM's CPUs and memory to where the load is.")
     parser.add_argument("--version", action="version", version=guestd.__version__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="be the daemon (systemd does this)")
+    # `main` looks for whole words, too.
+    run = commands.add_parser("run", help="be the daemon (systemd does this)", allow_abbrev=False)
     run.add_argument("--config", type=Path, default=config.DEFAULT_PATH, metavar="FILE")
     run.add_argument("--dry-run", action="store_true", help="decide and log, but touch nothing")
     look = commands.add_parser("check", help="say what this machine offers and what is missing; change nothing")
@@ -65,16 +66,28 @@ def main(arguments: list[str], helper_socket: socket.socket | None, root: Path =
         held = None
         if helper_socket is not None:  # from here on root is the helper's alone
             held = held_file.open_in(os.environ.get("RUNTIME_DIRECTORY"))
-            drop_privileges(settings.user)
+            _drop_privileges(settings.user, parsed.config)
         glance = Glance()
         with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(glance)) as runner:
             runner.run(_run(settings, helper_socket, parsed.dry_run, root, glance, held))
+    except ConfigError as error:
+        _log.error("%s", error)
+        sys.exit(2)
     except HelperGone as error:
         _log.error("%s; ending, to be started anew: nothing in this VM has changed", error)
         sys.exit(1)
-    except (GuestdError, OSError, KeyError, RuntimeError) as error:
+    except (GuestdError, OSError) as error:
         _log.error("%s", error)
         sys.exit(1)
+
+
+def _drop_privileges(user: str, path: Path) -> None:
+    """:raise ConfigError: When there is no such user, or it is root: to be started again would not make it better."""
+    try:
+        drop_privileges(user)
+    except (KeyError, RuntimeError) as error:
+        text = "no such user here" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(str(path), "user", user, text) from error
 
 
 async def _run(

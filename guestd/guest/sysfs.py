@@ -140,7 +140,7 @@ def _offers_pressure(root: Path) -> bool:
     try:
         return bool(_read(root / "proc/pressure/memory"))
     except OSError as error:
-        if error.errno == errno.EOPNOTSUPP:  # compiled in, switched off
+        if error.errno in (errno.EOPNOTSUPP, errno.EACCES, errno.EPERM):  # compiled in, switched off; or not for us
             return False
         raise
 

@@ -90,7 +90,7 @@ class Answers:
             return self.ack(order, AckStatus.PARTIAL, RefusalReason.OTHERS, text)
         if not late:
             return None
-        failed = self.setbacks.last(_OP[kind])
+        failed = self.setbacks.last(_OP[kind], online=True)
         if failed is not None:
             return self.ack(order, AckStatus.PARTIAL, RefusalReason.FAILED, str(failed))
         return self.ack(order, AckStatus.PARTIAL, RefusalReason.TIMEOUT, f"{kind.show(missing)} did not come")
@@ -108,7 +108,10 @@ class Answers:
 
     def not_done(self, order: Reclaim, left: int, had: int, reason: RefusalReason) -> Ack:
         """CPUs or blocks that the guest takes offline itself: so much is left."""
-        failed, back_at = self.setbacks.last(_OP[order.kind]), self.setbacks.back_at(_OP[order.kind], self.now)
+        failed, back_at = (
+            self.setbacks.last(_OP[order.kind], online=False),
+            self.setbacks.back_at(_OP[order.kind], self.now),
+        )
         status = AckStatus.PARTIAL if left < had else AckStatus.REFUSED
         text = str(failed) if failed else f"{order.kind.show(left)} must stay"
         if back_at is None:

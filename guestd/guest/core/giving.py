@@ -60,9 +60,7 @@ class Giving:
             or not self._agreed(current, order, now)
         ):
             return []
-        ops = give.cpus_to_offline(state.inventory, vcpus(order.amount), state.busy(CpuOp, now))
-        current.tries += 1 if ops else 0
-        return ops
+        return give.cpus_to_offline(state.inventory, vcpus(order.amount), state.busy(CpuOp, now))
 
     def next_trim(self, current: Order, order: Reclaim, now: float) -> TrimOp | None:
         """Memory that the kernel is to give up now, so that there is room."""
@@ -101,6 +99,8 @@ class Giving:
             return []
         if need is None or need.pressure or not current.trimmed or not self._agreed(current, order, now):
             return []
+        if state.sample_is_old:  # what the last block took along shows in the next one
+            return []
         failures = state.setbacks.counts(BlockOp)
         return give.blocks_to_offline(state.inventory, self._lowest(order, need), failures, self._not_now(now))[:1]
 
@@ -121,7 +121,7 @@ class Giving:
         if not give.cpus_to_offline(state.inventory, vcpus(order.amount), ()):
             return answers.not_done(order, left, current.before, RefusalReason.PINNED)
         out_of_tries = current.tries >= state.settings.reclaim_tries
-        if out_of_tries or late or state.setbacks.last(CpuOp) is not None:
+        if out_of_tries or late or state.setbacks.last(CpuOp, online=False) is not None:
             return answers.not_done(order, left, current.before, RefusalReason.BUSY)
         return None
 

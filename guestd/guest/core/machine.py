@@ -29,7 +29,7 @@ from guestd.guest.core.giving import Giving, vcpus
 from guestd.guest.core.hooks import Hooks
 from guestd.guest.core.need_cpu import CpuEstimator
 from guestd.guest.core.need_memory import MemoryEstimator
-from guestd.guest.core.ops import BlockOp, CpuOp, HandResult, HandStatus, HookOp, TrimOp
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandResult, HandStatus, HookOp, TrimOp
 from guestd.guest.core.orders import Order
 from guestd.guest.core.others import describe
 from guestd.guest.core.pace import Pace
@@ -106,13 +106,15 @@ class GuestMachine:
         """The broker accepted. Another epoch starts counting orders anew (a lower one: it lost its journal)."""
         self._link = speak.Link(welcome)
         self._throttle = None
+        self._state.memory_may_go_by_itself(now)
         self._state.orders.begin_epoch(welcome.epoch)
         self._out.append(Log(f"served as {welcome.guest!r} by broker epoch {welcome.epoch}"))
         self._look_soon(now)
 
     def on_disconnected(self) -> None:
-        """The stream is gone: everything stays as it is."""
+        """The stream is gone: everything stays as it is, and what was to be given back is kept."""
         self._link = None
+        self._state.orders.drop_reclaims()
 
     def on_order(self, order: Grant | Reclaim, now: float) -> None:
         """A grant or a reclaim (rule 2)."""
@@ -129,12 +131,14 @@ class GuestMachine:
         if not isinstance(order, Grant) or not order.burst:
             self._state.hooks.forget_ending(order.kind)
         seconds = self.settings.grant_answer_seconds if isinstance(order, Grant) else order.remaining_seconds
+        self._state.memory_may_go_by_itself(now)  # until now, at least
         margin = min(self.settings.answer_margin_seconds, self.settings.answer_margin_share * seconds)
         orders.take(order, answers.online(order.kind), now + seconds, now + seconds - margin)
         if grants and order.stage is GrantStage.ENDING:
             left = order.remaining_seconds or 0.0
             self._tell(self._state.hooks.burst_ending(order.kind, order.amount, order.burst, left, now))
         self._pace.moved(now)
+        self._pace.alarm(now)
         self._look_soon(now)
 
     def on_throttle(self, throttle: Throttle, now: float) -> None:
@@ -163,7 +167,7 @@ class GuestMachine:
         self._forget_throttle(now)
         load = replace(sample, runnable=min(sample.runnable, online)) if state.hooks.are_at_work(now) else sample
         state.cpu = self.cpu_estimator.update(load, online, now, self._throttle)
-        isolated = state.inventory.block_bytes if state.shrinking_memory else 0
+        isolated = state.inventory.block_bytes if state.isolating else 0
         before = state.memory
         state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
         state.refresh_usable()
@@ -206,7 +210,7 @@ class GuestMachine:
     def on_inventory(self, inventory: Inventory, now: float) -> None:
         """CPUs and blocks as they are."""
         state = self._state
-        taken = state.others.look(inventory, state.ours(now), state.shrinking_memory)
+        taken = state.others.look(inventory, state.ours(now), state.memory_may_go_by_itself(now))
         if taken:
             self.counters["taken-by-others"] += len(taken)
             self._out.append(Log(f"{describe(taken)} taken offline by something else: leaving it alone"))
@@ -232,6 +236,8 @@ class GuestMachine:
             self._sample_soon(now)
         else:
             self._state.touched.add(key_of(op))
+            if isinstance(op, BlockOp) and op.target is BlockTarget.OFFLINE:
+                self._sample_soon(now)
             if result.ok or result.status is HandStatus.GONE:
                 self._state.setbacks.forget(key_of(op))
             else:
@@ -271,7 +277,8 @@ class GuestMachine:
             self._next_scan = now + self._scan_pause
             self._scanning = True
             self._out.append(Rescan())
-        beat = self._link is not None and self._can_speak and self._link.heartbeat_due(now)
+        link = self._link
+        beat = link is not None and self._can_speak and (link.said is None or link.heartbeat_due(now))
         if beat:
             self._pace.refresh(now)
         sample = self._pace.due(now, self.settled, self.usable.vcpus_online <= 1)
@@ -321,7 +328,8 @@ class GuestMachine:
         giving, settings = self._giving, self.settings
         self._tell(giving.next_hook(current, order, now))
         if order.kind is Kind.CPU:
-            self._begin(giving.next_cpus(current, order, now), settings.op_deadline_seconds)
+            if self._begin(giving.next_cpus(current, order, now), settings.op_deadline_seconds):
+                current.tries += 1
             return
         trim = giving.next_trim(current, order, now)
         if trim is not None:
@@ -329,12 +337,14 @@ class GuestMachine:
             self._begin([trim], max(0.1, min(settings.trim_seconds, left)))
         self._begin(giving.next_block(current, order, now), settings.op_deadline_seconds)
 
-    def _begin(self, ops: Sequence[CpuOp | BlockOp | TrimOp], seconds: float) -> None:
-        under_way = sum(1 for op in self._state.doing if not isinstance(op, HookOp))
+    def _begin(self, ops: Sequence[CpuOp | BlockOp | TrimOp], seconds: float) -> bool:
+        """Begin as many of them as may be under way at once, of one sort; whether that was any."""
+        under_way = sum(1 for op in self._state.doing if ops and type(op) is type(ops[0]))
         ops = ops[: max(0, self.settings.ops_at_once - under_way)]
         if ops:
             self._state.doing.update(ops)
             self._out.append(Do(tuple(ops), seconds))
+        return bool(ops)
 
     def _cpus_to_take(self, now: float) -> list[CpuOp]:
         state = self._state

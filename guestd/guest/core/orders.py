@@ -42,6 +42,12 @@ class Orders:
             self._revision.clear()
             self._current.clear()
 
+    def drop_reclaims(self) -> None:
+        """Nobody waits any more for what was to be given back."""
+        for current in self.open:
+            if isinstance(current.order, Reclaim):
+                del self._current[current.order.kind]
+
     @property
     def last_revision(self) -> int:
         """The highest one seen."""

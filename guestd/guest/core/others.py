@@ -5,7 +5,8 @@ The law:
 1. Something that was online, is there, and is offline now without our doing, was taken offline by somebody else: it is
    left alone until it is online again, or gone.
 2. What something else brings online is simply counted.
-3. While memory is being given back the kernel takes blocks offline by itself: that is nobody else's.
+3. While memory is being given back, and a little longer, the kernel takes blocks offline by itself, and virtio-mem may
+   bring the same ones back: that is nobody else's doing.
 4. What was held before guestd was started anew, and is offline still, is held on.
 """
 
@@ -26,17 +27,18 @@ class Others:
         self._online: set[Key] = set()
         self.held: set[Key] = set()
 
-    def look(self, inventory: Inventory, ours: Collection[Key], shrinking_memory: bool) -> list[Key]:
+    def look(self, inventory: Inventory, ours: Collection[Key], memory_goes: bool) -> list[Key]:
         """Compare with the last look; what is newly held by others.
 
         :param ours: what we may have switched ourselves since then.
+        :param memory_goes: a driver may have taken blocks offline since then.
         """
         online: set[Key] = {(CpuOp, number) for number in inventory.cpus_online}
         offline: set[Key] = {(CpuOp, number) for number in inventory.cpus_present - inventory.cpus_online}
         for block in inventory.blocks:
             (offline if block.state is BlockState.OFFLINE else online).add((BlockOp, block.index))
         new = (self._online & offline) - set(ours)
-        if shrinking_memory:
+        if memory_goes:
             new = {key for key in new if key[0] is CpuOp}
         self.held = (self.held & offline) | new
         self._online = online

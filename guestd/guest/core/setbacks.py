@@ -69,9 +69,13 @@ class Setbacks:
         """How often each number of one sort has failed."""
         return {number: entry.count for (sort, number), entry in self._entries.items() if sort is op_type}
 
-    def last(self, op_type: type) -> HandResult | None:
-        """The newest failure of one sort that still counts."""
-        found = [entry for (sort, _), entry in self._entries.items() if sort is op_type]
+    def last(self, op_type: type, online: bool) -> HandResult | None:
+        """The newest failure of one sort that still counts: to bring something online, or to take it offline."""
+        found = [
+            entry
+            for (sort, _), entry in self._entries.items()
+            if sort is op_type and _wanted_online(entry.result.op) is online
+        ]
         return max(found, key=lambda entry: entry.until).result if found else None
 
     def back_at(self, op_type: type, now: float) -> float | None:

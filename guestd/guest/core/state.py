@@ -1,5 +1,6 @@
 """What the guest's machine knows: shared by those who decide about taking, giving and answering."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -8,16 +9,17 @@ from guestd.guest.core.answers import Answers
 from guestd.guest.core.hooks import Hooks
 from guestd.guest.core.need_cpu import CpuNeed
 from guestd.guest.core.need_memory import MemoryNeed
-from guestd.guest.core.ops import BlockOp, CpuOp, Op
+from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, Op
 from guestd.guest.core.orders import Orders
 from guestd.guest.core.others import Others
 from guestd.guest.core.setbacks import Key, Setbacks, key_of
 from guestd.model.guest import Capability, Inventory, Sample
-from guestd.model.messages import AckStatus, Reclaim, Usable
+from guestd.model.messages import AckStatus, Grant, Reclaim, Usable
 from guestd.model.resources import Kind
 from guestd.model.units import MIB, MILLICORES_PER_VCPU
 
 _STEP_WITHOUT_BLOCKS = 128 * MIB
+_GOING_ON_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class State:
     usable: Usable = field(default_factory=Usable)
     doing: set[Op] = field(default_factory=set)
     touched: set[Key] = field(default_factory=set)  # CPUs and blocks that we switched since the last look
+    memory_went_at: float = -math.inf  # when a driver was last known to take blocks
 
     @property
     def settled(self) -> bool:
@@ -63,6 +66,12 @@ class State:
         doing = {key_of(op) for op in self.doing if isinstance(op, CpuOp | BlockOp)}
         left_alone = self.setbacks.resting(now) | self.others.held
         return {number for one, number in doing | left_alone if one is sort}
+
+    @property
+    def isolating(self) -> bool:
+        """Whether a block's pages may look used because it is just being taken away."""
+        ours = any(isinstance(op, BlockOp) and op.target is BlockTarget.OFFLINE for op in self.doing)
+        return ours or self.shrinking_memory
 
     def is_doing(self, *sorts: type) -> bool:
         """Whether an operation of one of these sorts is under way."""
@@ -91,11 +100,34 @@ class State:
         """What the kernel took at boot: the least of (memory held - MemTotal) seen at rest.
 
         At rest, because blocks and MemTotal do not change in the same instant, and a virtio-mem block
-        or the balloon holds pages back while it is being emptied.
+        or the balloon holds pages back while it is being emptied. So what is said to be held must be so: by an answered
+        grant, or by blocks that nobody has said anything of yet and no balloon empties. Once too low it would stay so,
+        and the floor with it.
         """
-        inventory = self.inventory
-        if not self.settled or self.shrinking_memory or not inventory.block_bytes:
+        held = self._memory_held
+        if held is None or held <= sample.memory_total_bytes:
             return
-        held = min(inventory.memory_online_bytes, self.orders.granted.get(Kind.MEMORY, inventory.memory_online_bytes))
-        taken = max(0, held - sample.memory_total_bytes)
+        taken = held - sample.memory_total_bytes
         self.kernel_bytes = taken if self.kernel_bytes is None else min(self.kernel_bytes, taken)
+
+    @property
+    def _memory_held(self) -> int | None:
+        """Bytes that the VM holds, where that is known for sure."""
+        current, granted = self.orders.of(Kind.MEMORY), self.orders.granted.get(Kind.MEMORY)
+        online, block = self.inventory.memory_online_bytes, self.inventory.block_bytes
+        ballooned = Capability.BALLOON in self.capabilities  # which no block shows
+        if not self.settled:
+            return None
+        if granted is None:
+            return online if block and not ballooned else None
+        if current is None or not isinstance(current.order, Grant):
+            return None
+        if not block:  # its system keeps none
+            return granted
+        return min(online, granted) if ballooned or online < granted + block else None
+
+    def memory_may_go_by_itself(self, now: float) -> bool:
+        """Whether a driver takes blocks offline, or is not quite done with it."""
+        if self.shrinking_memory:
+            self.memory_went_at = now
+        return now - self.memory_went_at < _GOING_ON_SECONDS

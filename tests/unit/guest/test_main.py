@@ -1,13 +1,15 @@
 """Whether there are two processes, and what they import: most of what they weigh."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from guestd.guest import main
+from guestd.guest import app, main
 
 HEAVY = {"grpc", "_ssl", "_hashlib", "msgspec", "tomllib", "decimal", "json", "sqlite3", "numpy"}
 FOR_THE_DAEMON_ONLY = {
@@ -75,3 +77,23 @@ def test_a_helper_is_forked_where_root_has_something_to_switch(
     assert (bool(forked), sock is not None) == (forks, forks)
     if sock is not None:
         sock.close()
+
+
+def test_half_a_word_is_no_dry_run() -> None:
+    """It would be one to the daemon only, with a helper whose hands work."""
+    with pytest.raises(SystemExit) as end:
+        app.main(["run", "--dry"], None)
+    assert end.value.code == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to be given up")
+@pytest.mark.parametrize(("user", "why"), [("nobody-of-that-name", "no such user here"), ("root", "root is root")])
+def test_a_user_of_no_use_is_named_and_not_tried_again(
+    user: str, why: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "guestd.toml").write_text(f'user = "{user}"')
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, pytest.raises(SystemExit) as end:
+        app.main(["run", "--config", str(tmp_path / "guestd.toml")], ours)
+    assert end.value.code == 2, "which systemd takes for: do not start it again"
+    assert re.search(f"guestd.toml: user = '{user}': {why}", capfd.readouterr().err)

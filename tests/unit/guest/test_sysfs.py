@@ -1,5 +1,6 @@
 """The inventory, from fake trees."""
 
+import errno
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +219,17 @@ def test_what_is_mounted_read_only_is_not_offered(tmp_path: Path, monkeypatch: p
     assert capabilities(tmp_path) == {Capability.CPU_ONLINE}
     read_only.append("cpu")
     assert capabilities(tmp_path) == frozenset()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EOPNOTSUPP])
+def test_pressure_that_is_not_for_us_is_not_offered(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> str | None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sysfs, "_read", read)
+    assert not sysfs._offers_pressure(tmp_path)
 
 
 def test_capabilities(tmp_path: Path) -> None:

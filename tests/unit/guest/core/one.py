@@ -51,8 +51,9 @@ class One:
         capabilities: Iterable[Capability] = ALL,
         present: int = 8,
         held: Iterable[Key] = (),
+        ballooned_bytes: int = 0,
     ) -> None:
-        self.now = 100.0
+        self.now, self.ballooned_bytes = 100.0, ballooned_bytes
         self.cpus, self.blocks, self.pinned = set(range(cpus)), set(range(blocks)), frozenset[int]()
         self.kernel_free = GIB  # bytes
         self.present = set(range(present))  # blocks, online or not
@@ -79,7 +80,7 @@ class One:
         return self.machine.next_actions(self.now)
 
     def sample(self) -> None:
-        total = len(self.blocks) * BLOCK - 48 * MIB
+        total = len(self.blocks) * BLOCK - 48 * MIB - self.ballooned_bytes
         busy = dict.fromkeys(self.cpus, 1.0)
         fields = {"cpu_busy_seconds": busy, "memory_total_bytes": total, "refaults": self.refaults}
         fields |= {"memory_available_bytes": total - self.used_bytes, "memory_some_us": self.memory_some_us}
