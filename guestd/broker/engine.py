@@ -132,8 +132,7 @@ class Engine(Operators):
         """Stop deciding and let go of all VMs, which stay as they are."""
         if self._loop_task is not None:
             self._loop_task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop_task
+            await asyncio.gather(self._loop_task, return_exceptions=True)  # `wait` has told what ended it
         for name in list(self._workers):
             await self._workers.pop(name).close()
         self.store.note(EventCode.BROKER, "broker stops")
@@ -361,7 +360,8 @@ class Engine(Operators):
         if self._sessions.get(peer.guest, (0, None))[0] == session:
             del self._sessions[peer.guest]
             _log.info("%s: guest daemon is away", peer.guest, extra={"guest": peer.guest})
-            self.store.note(EventCode.CHANNEL, "guest daemon is away", peer.guest)
+            if peer.guest in self._guests:  # else its end is what was told of it last
+                self.store.note(EventCode.CHANNEL, "guest daemon is away", peer.guest)
         self._kick(peer.guest)
 
     def count_protocol_error(self, peer: Peer) -> None:

@@ -279,6 +279,8 @@ class Operators(ABC):
     async def _remove(self, name: str) -> None:
         await self._detach(name)
         self.machine.remove_guest(name)
+        for known in (self._origin, self._channels, self._errors):
+            known.pop(name, None)
         self.store.note(EventCode.OPERATOR, "removed", name)
         self.store.forget(name)
 

@@ -4,7 +4,7 @@ The version is in `"schema": "guestd/v1/…"`. Within it fields may be added; no
 none changes its meaning. Units are in the names of fields, or in a `unit` beside them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -137,13 +137,14 @@ def explanation_json(explanation: GuestExplanation, at: datetime | None) -> dict
     }
 
 
-def history_json(guest: str, history: History) -> dict[str, Any]:
-    """A guest's past."""
+def history_json(guest: str, history: History, kinds: Collection[Kind] = tuple(Kind)) -> dict[str, Any]:
+    """A guest's past, of these kinds."""
     return {
         "guest": guest,
         "step_seconds": history.step_seconds,
         "points": [
-            {"at": _time(point.at), **{one.kind: _past(one) for one in point.resources}} for point in history.points
+            {"at": _time(point.at), **{one.kind: _past(one) for one in point.resources if one.kind in kinds}}
+            for point in history.points
         ],
     }
 

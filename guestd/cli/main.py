@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         return _INTERRUPTED
+    except (OSError, UnicodeError) as error:  # a full disk behind stdout; a name that no text may hold
+        return _fail(str(error), EXIT_FAILED)
     except GuestdError as error:
         return _fail(str(error), next(number for kind, number in _CODES if isinstance(error, kind)))
     return 0

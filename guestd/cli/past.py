@@ -80,16 +80,17 @@ def history(
     out = screen()
     points = 300 if out.width is None else max(20, min(300, out.width))
     found = target.run(lambda client: client.history(guest, begin, until, points))
+    kinds = tuple(Kind) if kind is None else (kind,)
     if output is Output.JSON:
         from guestd.cli.as_json import history_json
 
-        show_json("history", history_json(guest, found))
+        show_json("history", history_json(guest, found, kinds))
         return
     if not found.points:
         raise GuestdError(f"{printable(guest)}: nothing is recorded of that time")
     from guestd.cli.history import render
 
-    out.show(render(guest, found, tuple(Kind) if kind is None else (kind,), out))
+    out.show(render(guest, found, kinds, out))
 
 
 @with_target

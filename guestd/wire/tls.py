@@ -17,6 +17,7 @@ from guestd.model.errors import ConfigError, DeniedError, GuestdError, Unreachab
 
 _log = logging.getLogger(__name__)
 _PROBE_SECONDS = 3.0
+_RETRY_SECONDS = 3.0
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and empty SETTINGS
 _EXPIRED, _NOT_YET_VALID, _NAME_MISMATCH, _IP_MISMATCH = 10, 9, 62, 64  # X509_V_ERR_ of OpenSSL
 _UNTRUSTED = frozenset({18, 19, 20, 21})
@@ -58,15 +59,21 @@ class TlsFiles:
         return None
 
 
+_Stamps = tuple[tuple[int, int, int] | None, ...]
+
+
 class ServerCertificates:
-    """The files of a server, as they are: what is changed on disk holds from the next connection on.
+    """The files of a server, as they are: what is changed on disk holds from the next connection on. What is of no use
+    (one that is not valid yet, say) is tried again with later ones.
 
     :raise ConfigError: When they are of no use.
     """
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
-        self._seen = self._stamps()
+        self._seen: _Stamps = self._stamps()
+        self._failed: _Stamps | None = None  # what could not be taken up,
+        self._complaint, self._try_at = "", 0.0  # why, and when it is tried again
         self._first = self._load()
 
     def credentials(self) -> grpc.ServerCredentials:
@@ -82,12 +89,17 @@ class ServerCertificates:
         stamps = self._stamps()
         if stamps == self._seen:
             return None
-        self._seen = stamps
+        if stamps == self._failed and time.monotonic() < self._try_at:
+            return None
         try:
             fresh = self._load()
         except ConfigError as error:
-            _log.error("%s; until then the monitor keeps the certificates that it has", error)
+            self._failed, self._try_at = stamps, time.monotonic() + _RETRY_SECONDS
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.error("%s; until then the monitor keeps the certificates that it has", error)
             return None
+        self._seen, self._failed, self._complaint = stamps, None, ""
         _log.info("the monitor has taken up new certificates: %s, %s", self._files.certificate, self._files.ca)
         return fresh
 
@@ -98,7 +110,7 @@ class ServerCertificates:
             raise _bad(self._files.certificate, problem)
         return grpc.ssl_server_certificate_configuration([(key, certificate)], ca)
 
-    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+    def _stamps(self) -> _Stamps:
         return tuple(_stamp(path) for path in (self._files.certificate, self._files.key, self._files.ca))
 
 
@@ -124,6 +136,8 @@ async def tls_problem(host: str, port: int, files: TlsFiles) -> GuestdError:
         return UnreachableError(f"{where}: no answer in time")
     except (ConnectionResetError, BrokenPipeError):
         return UnreachableError(f"{where} ends the connection; is it a broker's monitor, and has it too many clients?")
+    except UnicodeError:  # of `getaddrinfo`
+        return UnreachableError(f"{where}: {host!r} is not a name that a host may have")
     except OSError as error:
         return UnreachableError(f"{where}: {error.strerror or error}; is [monitor] listen set in its broker.toml?")
     if heard:

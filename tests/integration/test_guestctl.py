@@ -124,6 +124,18 @@ async def test_exit_code_1_is_failed(rig: BrokerRig, guestctl: Guestctl) -> None
     assert "it is paused; guestctl resume web-1" in paused.err
 
 
+async def test_output_that_finds_no_room_is_an_error_in_a_line(guestctl: Guestctl) -> None:
+    full = await guestctl("status", before=("sh", "-c", 'exec "$@" > /dev/full', "sh"))
+    assert (full.code, full.err) == (1, "guestctl: [Errno 28] No space left on device\n")
+
+
+async def test_a_name_that_is_no_text_is_an_error_in_a_line(guestctl: Guestctl) -> None:
+    done = await guestctl("get", "web-\udcff")
+    assert done.code == 1
+    assert done.err.startswith("guestctl: ")
+    assert done.err.count("\n") == 1
+
+
 async def test_a_past_that_cannot_be_read_is_exit_code_1_and_says_what_to_do(
     rig: BrokerRig, guestctl: Guestctl
 ) -> None:

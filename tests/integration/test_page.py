@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -245,6 +246,53 @@ async def test_a_restart_of_the_broker_is_shown_and_recovered_from(open_window: 
                 window.complaints = [text for text in window.complaints if "ERR_" not in text]
             finally:
                 await broker.kill()
+
+
+async def test_what_happened_while_the_broker_was_away_is_shown_afterwards(open_window: Open) -> None:
+    stage, asked = Stage(12), []
+    runner = await serve_page(stage, Address("127.0.0.1", 0), ())
+    port = runner.addresses[0][1]
+    window = await open_window(f"http://127.0.0.1:{port}/")
+    window.page.on("request", lambda request: asked.append(request.url) if "/api/history" in request.url else None)
+    page = await window.open()
+    await page.click('.row[data-name="web-1"]')
+    await eventually(lambda: len(asked) == 1, "its past is asked for")
+    await runner.cleanup()
+    await page.wait_for_selector('#link[data-state="lost"]', timeout=5000)
+    runner = await serve_page(stage, Address("127.0.0.1", port), ())
+    await page.wait_for_selector('#link[data-state="live"]', timeout=15_000)
+    await eventually(lambda: len(asked) == 2, "and again, for what was missed")
+    await runner.cleanup()
+    await page.wait_for_selector('#link[data-state="lost"]', timeout=5000)
+    stage.drop("web-1")
+    runner = await serve_page(stage, Address("127.0.0.1", port), ())
+    await page.wait_for_selector('#link[data-state="live"]', timeout=15_000)
+    await holds(page, "document.querySelector('#detail .chip').textContent === 'gone'")
+    await page.close()
+    await runner.cleanup()
+    # Why it was as it was may just have been asked when it went: 404.
+    window.complaints = [text for text in window.complaints if "ERR_" not in text and "404" not in text]
+
+
+async def test_the_host_has_a_past_however_often_something_changes(serving: Serve, open_window: Open) -> None:
+    page = await (await open_window(await serving(Stage(3)))).open()
+    ages = await page.evaluate(
+        """async () => {
+          const { State } = await import("/static/state.js");
+          const state = new State();
+          const nothing = { host: { epoch: 1 }, guests: [], gone: [], events: [], missed: 0 };
+          let now = 1e12;
+          state.now = () => now;
+          for (let count = 0; count < 400; count += 1) {
+            now += 250;
+            state.change(nothing);
+          }
+          return state.samples.map(([at]) => (now - at) / 1000);
+        }"""
+    )
+    assert ages[0] == pytest.approx(99.75), "the first is kept"
+    assert ages[-1] == 0, "and so is the newest"
+    assert all(0.5 < before - after <= 1.0 for before, after in pairwise(ages[:-1])), "about one a second"
 
 
 # ---- the page itself -----------------------------------------------------------------------------

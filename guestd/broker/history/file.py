@@ -100,12 +100,15 @@ class HistoryFile:
         return False
 
     def _open(self, now: float) -> sqlite3.Connection:
-        if not self._path.exists():
+        before = self._path.stat().st_ino if self._path.exists() else None
+        if before is None:
             leave_room(self._path.parent)
         database = self._database = open_history(self._path, self._most_pages, self._log_pages)
         self._inode = self._path.stat().st_ino
         self._ids = dict(database.execute("SELECT name, id FROM guests"))
         self.first_id = prune.get(database, "next_id")
+        if before not in (None, self._inode):  # moved aside, with the numbers that were given
+            self.first_id = max(self.first_id, int(now * 1000))
         with transaction(database):
             self._reserve(database, self.first_id)
             self._begin_run(database, now)

@@ -10,7 +10,6 @@
 """
 
 import asyncio
-import contextlib
 import logging
 import sqlite3
 import time
@@ -92,6 +91,7 @@ class Store:
         self._lost_before = 0, 0  # events and samples, when it was last said
         self._marked_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._writes: set[asyncio.Task[None]] = set()
         self._closed = False
 
     # ---- life ------------------------------------------------------------------------------------
@@ -109,11 +109,11 @@ class Store:
             return
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
             self._tick()
             self._sampler.finish()
             await self._write()
+            await asyncio.gather(*self._writes)
         self._closed = True
         await asyncio.get_running_loop().run_in_executor(self._thread, self._file.close, self._feed.next_id)
         self._thread.shutdown(wait=True)
@@ -263,7 +263,7 @@ class Store:
             if limited and not self._floods.take(guest, now):
                 self._tally.events_left_out += 1
                 continue
-            if reason is not None and not _is_short(reason):
+            if reason is not None and not _is_plain(reason):
                 reason = Reason(_bounded(reason.code, _LONGEST_CODE_BYTES), _bounded(reason.text))
             at = datetime.fromtimestamp(wall, UTC)
             event = Event(self._feed.take_id(), at, guest, kind, code, _bounded(text), before, after, reason, inputs)
@@ -274,7 +274,13 @@ class Store:
                 self._tally.events_lost += 1
 
     async def _write(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting. Who waits for it may go away meanwhile: it is written all the same."""
+        task = asyncio.create_task(self._write_waiting())
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        await asyncio.shield(task)
+
+    async def _write_waiting(self) -> None:
         self._put_noted()
         batch = Batch(self._feed.next_id, self._wall(), self._waiting, self._sampler.rows, self._new_run)
         quiet = not (batch.events or batch.rows or batch.new_run)
@@ -320,7 +326,7 @@ class Store:
             return None
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._thread, what)
-        except (sqlite3.Error, OSError) as error:
+        except Exception as error:
             self._way_out = way_out(self._path, error)
             if not self._trouble:
                 self._trouble = True
@@ -332,13 +338,14 @@ class Store:
         return found
 
 
-def _is_short(reason: Reason) -> bool:
-    """Whether it is within the bounds however it is encoded, as nearly all are."""
-    return len(reason.code) * 4 <= _LONGEST_CODE_BYTES and len(reason.text) * 4 <= _LONGEST_TEXT_BYTES
+def _is_plain(reason: Reason) -> bool:
+    """Whether it can be kept as it is, as nearly all can."""
+    code, text = reason.code, reason.text
+    return code.isascii() and text.isascii() and len(code) <= _LONGEST_CODE_BYTES and len(text) <= _LONGEST_TEXT_BYTES
 
 
 def _bounded(text: str, most: int = _LONGEST_TEXT_BYTES) -> str:
-    """The text, cut where it is longer than that in UTF-8."""
-    if len(text) * 4 <= most:
+    """The text, cut where it is longer than that in UTF-8, with what UTF-8 does not have (half a surrogate) escaped."""
+    if text.isascii() and len(text) <= most:
         return text
-    return text.encode("utf-8", "replace")[:most].decode("utf-8", "ignore")
+    return text.encode("utf-8", "backslashreplace")[:most].decode("utf-8", "ignore")

@@ -14,6 +14,7 @@ DIMM_ID_PREFIX = "guestd-dimm-"
 BACKEND_ID_PREFIX = "guestd-mem-"
 _PERIPHERAL = "/machine/peripheral/"
 _OBJECTS = "/objects/"
+_LARGEST = 1 << 60  # bytes; with room for sums in 63 bits
 _SLOT_IDS = ("socket-id", "die-id", "cluster-id", "core-id", "thread-id")
 
 # Everything else `query-migrate` may say means that a migration is going on.
@@ -280,6 +281,6 @@ def _text(source: Mapping[str, object], key: str, command: str) -> str:
 
 def _size(source: Mapping[str, object], key: str, command: str) -> int:
     value = source.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise _unexpected(command, f"{key} is {value!r:.80}, not a whole number from 0 up")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _LARGEST:
+        raise _unexpected(command, f"{key} is {value!r:.80}, not a whole number from 0 to {_LARGEST}")
     return value

@@ -49,7 +49,11 @@ class RecordedMachine(BrokerMachine):
             self._tape.note("explain", (name, now))
 
     def next_actions(self, now: float) -> list[Action]:
-        actions = super().next_actions(now)
+        try:
+            actions = super().next_actions(now)
+        except Exception:
+            self._tape.note("next_actions", (now,), [])  # the broker dies of it: replayed, it fails in the same way
+            raise
         self._tape.note("next_actions", (now,), named(actions))
         self._tape.may_begin(self)
         return actions

@@ -11,14 +11,20 @@ from guestd.broker import engine as module
 from guestd.broker.config import BrokerConfig, GuestConfig
 from guestd.broker.core.actions import Record
 from guestd.broker.core.ledger import HostCapacity
+from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.engine import Engine
+from guestd.broker.history.store import Store
 from guestd.broker.hypervisor.fake import FakeVm
 from guestd.broker.journal import Journal
+from guestd.broker.record.frames import RecordFile
 from guestd.model.errors import HypervisorError, JournalError
+from guestd.model.event import EventQuery
+from guestd.model.guest import Identity
+from guestd.model.messages import Hello, Usable
 from guestd.model.resources import Kind, Limits, Resources
 from guestd.model.units import GIB, MIB
 from guestd.model.vm import VmState
-from guestd.wire.relay import IngressRelay, Peers
+from guestd.wire.relay import IngressRelay, Peer, Peers
 
 LIMITS = Limits(
     Resources(1000, 512 * MIB),
@@ -27,6 +33,8 @@ LIMITS = Limits(
     burst_credit=Resources(60_000, 90 * GIB),
     burst_refill=Resources(10, MIB),
 )
+
+PLAIN = Limits(Resources(1000, 512 * MIB), Resources(2000, GIB))
 
 
 def engine_on(tmp_path: Path, journal: Journal, vm: FakeVm) -> Engine:
@@ -115,3 +123,48 @@ async def test_an_answer_of_no_use_is_told_once(tmp_path: Path, caplog: pytest.L
         await engine.stop()
     said = [record.message for record in caplog.records if "of no use" in record.message]
     assert said == ["a: the hypervisor's answer is of no use, asking again: unexpected answer"]
+
+
+async def test_an_error_that_nobody_foresaw_leaves_events_and_record_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_on(tmp_path, Journal(tmp_path / "journal.db"), FakeVm())
+    await engine.start()
+    await until(lambda: engine.machine.guests["a"].vm is not None)
+
+    def broken(*_: object) -> bool:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(BrokerMachine, "next_actions", broken)
+    await engine.pause_guest("a", True)
+    with pytest.raises(KeyError, match="a bug"):
+        async with asyncio.timeout(10):
+            await engine.wait()
+    await engine.stop()
+    monkeypatch.undo()
+    store = Store(tmp_path / "history.db", 1 << 20)
+    await store.start()
+    assert [one.text for one in await store.events(EventQuery())][-2:] == ["paused", "broker stops"]
+    await store.stop()
+    (file,) = (tmp_path / "record").glob("*.record")
+    with RecordFile(file) as record:
+        assert [entry.call for entry in record.entries()][-2:] == ["pause", "next_actions"]
+
+
+async def test_a_guest_of_a_name_that_was_there_before_begins_with_nothing(tmp_path: Path) -> None:
+    engine = engine_on(tmp_path, Journal(tmp_path / "journal.db"), FakeVm())
+    await engine.start()
+    try:
+        added = ("b", PLAIN, "/run/b.qmp", 8, None)
+        await engine.add_guest(*added)
+        peer = Peer("b", "vsock 8")
+        session, _ = engine.connect(peer, Hello(1, 1, Identity(bytes(16), 1), Usable(), 0))
+        engine.count_protocol_error(peer)
+        assert (engine.guest_view("b").protocol_errors, engine.guest_view("b").channel) == (1, "vsock 8")
+        await engine.remove_guest("b")
+        engine.disconnect(peer, session)
+        assert [one.text for one in await engine.events(EventQuery("b"))][-1] == "removed"
+        await engine.add_guest(*added)
+        assert (engine.guest_view("b").protocol_errors, engine.guest_view("b").channel) == (0, "")
+    finally:
+        await engine.stop()

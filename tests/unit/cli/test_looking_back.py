@@ -183,6 +183,13 @@ def test_history_is_a_table_where_there_is_no_terminal(
     assert len(lines) == 2 + len(HISTORY.points)
 
 
+def test_history_for_programs_is_of_the_kind_that_was_asked_for(
+    client: type[FakeClient], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["history", "demo", "--since", "2026-03-10T14:00Z", "--kind", "memory", "-o", "json"]) == 0
+    assert {key for point in json.loads(capsys.readouterr().out)["points"] for key in point} == {"at", "memory"}
+
+
 def test_history_is_plotted_on_a_terminal() -> None:
     screen = Screen(width=80, height=24)
     plotted = text(history.render("demo", HISTORY, (Kind.CPU, Kind.MEMORY), screen), screen)

@@ -1,5 +1,6 @@
 """Files for mutual TLS that are of no use: each is named, with the way out."""
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import (
 from pki import CA, Authority
 
 from guestd.model.errors import ConfigError
-from guestd.wire.tls import ServerCertificates, TlsFiles
+from guestd.wire import tls
+from guestd.wire.tls import ServerCertificates, TlsFiles, tls_problem
 
 DAY = timedelta(days=1)
 
@@ -85,6 +87,37 @@ def test_good_files_are_good_for_both_sides(files: TlsFiles) -> None:
 def test_a_ca_that_renewed_itself_may_stand_beside_the_old_one(files: TlsFiles) -> None:
     files.ca.write_bytes(Authority("old", ends=-DAY).pem + CA.pem)
     ServerCertificates(files)
+
+
+def test_a_certificate_is_taken_up_when_its_time_has_come(
+    files: TlsFiles, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "_RETRY_SECONDS", 0.05)
+    certificates = ServerCertificates(files)
+    files.certificate.write_bytes(_renewed(files, begins=timedelta(seconds=2), ends=3 * DAY))
+    taken, end = None, time.monotonic() + 20
+    while taken is None and time.monotonic() < end:
+        taken = certificates.changed()
+        time.sleep(0.02)
+    assert taken is not None
+    assert [record.levelname for record in caplog.records if record.levelname == "ERROR"] == ["ERROR"], "said once"
+    assert "is not valid yet" in caplog.text
+    assert certificates.changed() is None
+
+
+def test_what_cannot_be_taken_up_is_not_tried_with_each_connection(
+    files: TlsFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificates = ServerCertificates(files)
+    files.key.write_bytes(CA.issue("other").key)
+    assert certificates.changed() is None
+    monkeypatch.setattr(TlsFiles, "read", lambda self: pytest.fail("so soon"))
+    assert certificates.changed() is None
+
+
+async def test_a_host_that_can_have_no_such_name_is_an_error_in_words(files: TlsFiles) -> None:
+    for name in ("db1..example", "x" * 70 + ".example"):
+        assert "is not a name that a host may have" in str(await tls_problem(name, 4748, files))
 
 
 def test_only_what_changed_on_disk_is_read_again(files: TlsFiles, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,9 +42,12 @@ export class Detail {
     if (this.name && (!changed || changed.has(this.name))) {
       const row = this.state.rows.get(this.name);
       if (row) this.live.push([this.state.now() / 1000, row]);
-      if (this.live.length > 2000) this.live.splice(0, 500);
+      if (this.live.length > 2000) {
+        this.live.splice(0, 500);
+        this.#ask();
+      }
       this.#fill(row);
-      this.#explain();
+      if (row) this.#explain();
       this.#plot();
     }
     if (!this.name) {
@@ -57,6 +60,13 @@ export class Detail {
       this.missed.hidden = !this.state.missed;
       this.missed.textContent = `${this.state.missed} more came too fast to be shown; guestctl events lists them.`;
     }
+  }
+
+  /** The stream was lost for a while: what happened meanwhile is past. */
+  catchUp() {
+    if (!this.name || !this.state.rows.has(this.name)) return;
+    this.live = [];
+    this.#ask();
   }
 
   redraw() {
@@ -187,7 +197,7 @@ export class Detail {
     return reply.json();
   }
 
-  /** The past, once per VM and range. */
+  /** The past: of another VM or range, or of what was not seen or is not kept here. */
   async #ask() {
     const [name, seconds] = [this.name, this.seconds];
     if (!name) return;
@@ -214,6 +224,7 @@ export class Detail {
     this.askedAt = performance.now();
     this.asking = false;
     if (this.name !== name) return this.name ? this.#explain() : undefined;
+    if (!this.state.rows.has(name)) return undefined;
     try {
       const why = await this.#get(`/api/explain?guest=${encodeURIComponent(name)}`);
       if (this.name === name) this.#tell(why);

@@ -36,6 +36,7 @@ function select(name, open) {
 
 state.addEventListener("change", (event) => {
   for (const name of event.detail.changed) changed.add(name);
+  if (event.detail.whole) detail.catchUp();
   frame ||= requestAnimationFrame(render);
 });
 

@@ -49,18 +49,19 @@ export class State extends EventTarget {
   snapshot(message) {
     this.skew = message.at - Date.now();
     if (this.host && this.host.epoch !== message.host?.epoch) this.samples = [];
+    const before = new Set(this.rows.keys());
     this.rows = new Map();
     this.events = [];
     this.eventCount += 1; // whoever shows them shows them anew
     this.missed = 0;
-    this.#take(message, new Set());
+    this.#take(message, before, true);
   }
 
   change(message) {
     this.#take(message, new Set(message.gone));
   }
 
-  #take(message, changed) {
+  #take(message, changed, whole = false) {
     for (const name of message.gone) this.rows.delete(name);
     for (const row of message.guests) {
       this.rows.set(row.name, FULL(row));
@@ -73,7 +74,7 @@ export class State extends EventTarget {
       this.events = [...this.events, ...message.events].slice(-EVENTS);
     }
     this.#add();
-    this.dispatchEvent(new CustomEvent("change", { detail: { changed, events: message.events, whole: message.gone === undefined } }));
+    this.dispatchEvent(new CustomEvent("change", { detail: { changed, whole } }));
   }
 
   #add() {
@@ -85,7 +86,7 @@ export class State extends EventTarget {
     }
     this.totals = totals;
     const now = this.now();
-    if (this.samples.length && now - this.samples.at(-1)[0] < 1000) this.samples.pop();
+    if (this.samples.length > 1 && now - this.samples.at(-2)[0] < 1000) this.samples.pop(); // one a second, and the newest
     this.samples.push([now, totals]);
     if (this.samples.length > SAMPLES) this.samples.splice(0, SAMPLES / 10);
   }

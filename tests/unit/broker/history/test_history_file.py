@@ -238,9 +238,11 @@ def test_a_file_that_cannot_be_used_is_moved_aside_and_said_once(
         database.close()
     before = path.read_bytes()
     file = HistoryFile(path, 1 << 20)
-    file.write(Batch(2, NOW, [event(1)]))
-    assert events(file, EventQuery()) == [1]
-    file.close(2)
+    file.call(NOW, lambda _: None)
+    assert file.first_id == NOW * 1000, "above all that were given before"
+    file.write(Batch(file.first_id + 1, NOW, [replace(event(1), id=file.first_id)]))
+    assert events(file, EventQuery()) == [file.first_id]
+    file.close(file.first_id + 1)
     assert path.with_name("history.db.bad-1").read_bytes() == before
     assert [record.getMessage().split(";")[1] for record in caplog.records] == [
         f" moved to {path}.bad-1, a new one begins: events and history before are there"

@@ -1,7 +1,8 @@
 """What happened, asked of a real store: over restarts, by time, followed, flooded."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from guestd.broker.core.guest import GuestState
 from guestd.broker.history import feed
+from guestd.broker.history import store as store_module
 from guestd.broker.history.store import Store
 from guestd.model.errors import HistoryError
 from guestd.model.event import DecisionInputs, EventCode, EventQuery
@@ -61,6 +63,12 @@ def look(store: Store, *guests: GuestState) -> None:
     """Those changed."""
     CHANGED.extend(guests)
     store.look()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
 
 
 def inputs(demand: int) -> DecisionInputs:
@@ -121,6 +129,53 @@ async def test_an_event_that_nobody_follows_is_put_together_soon_and_one_that_is
     assert (await anext(stream)).event == newest
     assert store._feed.events(EventQuery())[1].at == BEGIN, "when it happened, not when it was put together"
     await stream.aclose()
+
+
+async def test_who_asks_and_goes_away_takes_nothing_along(store: Store, wall: Wall) -> None:
+    going = threading.Event()
+    store._thread.submit(going.wait)  # a slow disk
+    store.note(EventCode.OPERATOR, "noted", "a")
+    look(store, guest("a", 3000))
+    wall.at(14, 0, 11)
+    store._tick()
+    question = asyncio.create_task(store.events(EventQuery()))
+    await asyncio.sleep(0.05)
+    question.cancel()
+    await asyncio.gather(question, return_exceptions=True)
+    assert question.cancelled()
+    going.set()
+    assert [one.text for one in await store.events(EventQuery())] == ["noted"]
+    assert [one.resources[0].reserved for one in (await store.history("a", BEGIN, None, 0)).points] == [3000, 3000]
+    assert store._tally.events_lost == store._tally.samples_lost == 0
+
+
+async def test_what_no_file_can_hold_is_lost_alone_and_the_writer_goes_on(
+    tmp_path: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(store_module, "_WRITE_SECONDS", 0.02)
+    store = Store(tmp_path / "history.db", 4 << 20, wall, changed=taken)
+    await store.start()
+    store.note(EventCode.BROKER, "refused: caf\udce9.toml", "", reason=Reason("\ud800", "\ud800" * 300))
+    look(store, guest("a", 1 << 70))
+    wall.at(14, 0, 11)
+    store._tick()
+    await until(lambda: store._tally.samples_lost > 0)
+    look(store, guest("a", 2000))
+    store.note(EventCode.OPERATOR, "afterwards", "a")
+    await until(lambda: "can be written again" in caplog.text)
+    found = await store.events(EventQuery())
+    assert [one.text for one in found if one.code is EventCode.OPERATOR] == ["afterwards"]
+    await store.stop()
+
+
+async def test_a_text_that_is_none_in_utf_8_is_kept_escaped(store: Store) -> None:
+    store.note(EventCode.BROKER, "refused: caf\udce9.toml", "", reason=Reason("\ud800", "\ud800" * 300))
+    (found,) = await store.events(EventQuery())
+    assert found.text == "refused: caf\\udce9.toml"
+    assert found.reason is not None
+    assert found.reason.code == "\\ud800"
+    assert len(found.reason.text.encode()) == 512
+    assert store._feed.events(EventQuery()) == (found,)
 
 
 async def test_what_changes_in_quick_succession_is_seen_together_and_nothing_that_lasts_is_missed(

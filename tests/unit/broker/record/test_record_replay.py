@@ -10,6 +10,7 @@ import pytest
 from recorded import HOST, LIMITS, PLAIN, eventful, files, replayed_elsewhere
 
 from guestd.broker.core import judge
+from guestd.broker.core.actions import Action
 from guestd.broker.core.machine import BrokerMachine
 from guestd.broker.record import recorder as recorder_module
 from guestd.broker.record import snapshot
@@ -60,6 +61,35 @@ def test_a_rule_that_was_changed_is_found(record: Path, monkeypatch: pytest.Monk
     assert all(event.at <= result.difference.at for event in result.decisions)
     monkeypatch.undo()
     assert 0 < result.rounds < replay(record).rounds
+
+
+def test_what_the_broker_died_of_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder(tmp_path, 1 << 20)
+    machine = recorder.machine(HOST, 1)
+    machine.add_guest("a", LIMITS)
+    machine.next_actions(1.0)
+
+    def broken(*_: object) -> bool:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(BrokerMachine, "next_actions", broken)
+    with pytest.raises(KeyError):
+        machine.next_actions(2.0)
+    recorder.close()
+    (file,) = files(tmp_path)
+    monkeypatch.undo()
+    assert replay(file).rounds == 2, "a core that is mended gets over it"
+
+    whole = BrokerMachine.next_actions
+
+    def broken_at_2(self: BrokerMachine, now: float) -> list[Action]:
+        if now == 2.0:
+            raise KeyError("a bug")
+        return whole(self, now)
+
+    monkeypatch.setattr(BrokerMachine, "next_actions", broken_at_2)
+    with pytest.raises(RecordError, match="the core fails at next_actions: KeyError: 'a bug'"):
+        replay(file)
 
 
 def test_each_of_many_files_is_replayed_alone_and_the_bound_holds(
