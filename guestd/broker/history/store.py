@@ -326,7 +326,7 @@ class Store:
             return None
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._thread, what)
-        except Exception as error:
+        except Exception as error:  # law 2, whatever it is: SQLite has no place for some numbers, either
             self._way_out = way_out(self._path, error)
             if not self._trouble:
                 self._trouble = True

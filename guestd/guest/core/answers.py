@@ -108,10 +108,8 @@ class Answers:
 
     def not_done(self, order: Reclaim, left: int, had: int, reason: RefusalReason) -> Ack:
         """CPUs or blocks that the guest takes offline itself: so much is left."""
-        failed, back_at = (
-            self.setbacks.last(_OP[order.kind], online=False),
-            self.setbacks.back_at(_OP[order.kind], self.now),
-        )
+        failed = self.setbacks.last(_OP[order.kind], online=False)
+        back_at = self.setbacks.back_at(_OP[order.kind], self.now)
         status = AckStatus.PARTIAL if left < had else AckStatus.REFUSED
         text = str(failed) if failed else f"{order.kind.show(left)} must stay"
         if back_at is None:
