@@ -212,6 +212,8 @@ async def test_a_load_begins_while_memory_is_given_back(host: Host) -> None:
     result = json.loads(await host.shell(PAGES, "cat /run/vm-test/again; rm /run/vm-test/again"))
     assert await host.machines[PAGES].oom_kills() == 0
     assert result["mib"] >= 1530
+    said = "journalctl -u guestd -o cat --no-pager | grep -c 'taken offline by something else' || true"
+    assert (await host.shell(PAGES, said)).strip() == "0", "what the driver took and brought back is nobody else's"
     back = await rests(host, 60)
     print(
         f"a load began at {start // MIB} MiB and going down: least {least // MIB} MiB, more again after {turned:.1f} s,"
