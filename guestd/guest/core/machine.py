@@ -169,7 +169,9 @@ class GuestMachine:
         state.cpu = self.cpu_estimator.update(load, online, now, self._throttle)
         isolated = state.inventory.block_bytes if state.isolating else 0
         before = state.memory
-        state.memory = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
+        need = self.memory_estimator.update(sample, state.kernel_bytes or 0, isolated, now)
+        unknown = state.unknown_bytes(sample)
+        state.memory = replace(need, floor_bytes=need.floor_bytes + unknown) if unknown else need
         state.refresh_usable()
         self._news = True
         stirred = before is not None and abs(state.memory.used_bytes - before.used_bytes) > self.settings.stir_bytes

@@ -110,6 +110,11 @@ class State:
         taken = held - sample.memory_total_bytes
         self.kernel_bytes = taken if self.kernel_bytes is None else min(self.kernel_bytes, taken)
 
+    def unknown_bytes(self, sample: Sample) -> int:
+        """What the kernel may have taken, while nobody knows what a balloon holds: not to be given, and not needed."""
+        online = self.inventory.memory_online_bytes
+        return max(0, online - sample.memory_total_bytes) if self.kernel_bytes is None else 0
+
     @property
     def _memory_held(self) -> int | None:
         """Bytes that the VM holds, where that is known for sure."""

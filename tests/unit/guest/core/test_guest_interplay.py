@@ -92,6 +92,19 @@ def test_a_daemon_that_is_new_asks_for_no_more_than_there_is_beside_a_balloon() 
     assert demand.needed.memory_bytes <= 5 * BLOCK
 
 
+def test_what_it_does_not_know_of_it_does_not_give_either() -> None:
+    achieved = []
+    for capabilities in (ALL, {*ALL, Capability.BALLOON}):
+        one = One(blocks=8, capabilities=capabilities)
+        one.welcome()
+        answers = said(Ack, one.order(reclaim(Kind.MEMORY, 0, seconds=10.0)))
+        while not answers:
+            answers = said(Ack, one.step(0.1))
+        assert answers[0].status is AckStatus.PARTIAL
+        achieved.append(answers[0].achieved)
+    assert achieved[1] == achieved[0], "a balloon that holds nothing, but who knows"
+
+
 # ---- blocks --------------------------------------------------------------------------------------
 
 
