@@ -74,6 +74,7 @@ class Plan:
     limit_seconds: float = 45.0
     still_seconds: float = 9.0
     before_seconds: float = 2.5
+    settle_seconds: float = 6.0  # after what the load needed itself: the broker takes nothing for 5 s after it gave
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +185,7 @@ async def _works(rig: Rig) -> bool:
 
 
 async def _ask(rig: Rig, plan: Plan, workload: Workload, ask: Callable[[], Awaitable[None]]) -> Asked:
-    await asyncio.sleep(plan.before_seconds)
+    await asyncio.sleep(plan.settle_seconds + plan.before_seconds)
     kills = await rig.machine.oom_kills()
     before = await rig.plugged()
     began_in_guest = float((await rig.agent.ask("clock"))["t"])
