@@ -106,7 +106,7 @@ class GuestMachine:
         """The broker accepted. Another epoch starts counting orders anew (a lower one: it lost its journal)."""
         self._link = speak.Link(welcome)
         self._throttle = None
-        self._state.memory_may_go_by_itself(now)
+        self._state.see_memory_go(now)
         self._state.orders.begin_epoch(welcome.epoch)
         self._out.append(Log(f"served as {welcome.guest!r} by broker epoch {welcome.epoch}"))
         self._look_soon(now)
@@ -131,7 +131,7 @@ class GuestMachine:
         if not isinstance(order, Grant) or not order.burst:
             self._state.hooks.forget_ending(order.kind)
         seconds = self.settings.grant_answer_seconds if isinstance(order, Grant) else order.remaining_seconds
-        self._state.memory_may_go_by_itself(now)  # until now, at least
+        self._state.see_memory_go(now)
         margin = min(self.settings.answer_margin_seconds, self.settings.answer_margin_share * seconds)
         orders.take(order, answers.online(order.kind), now + seconds, now + seconds - margin)
         if grants and order.stage is GrantStage.ENDING:
@@ -212,7 +212,7 @@ class GuestMachine:
     def on_inventory(self, inventory: Inventory, now: float) -> None:
         """CPUs and blocks as they are."""
         state = self._state
-        taken = state.others.look(inventory, state.ours(now), state.memory_may_go_by_itself(now))
+        taken = state.others.look(inventory, state.ours(now), state.see_memory_go(now))
         if taken:
             self.counters["taken-by-others"] += len(taken)
             self._out.append(Log(f"{describe(taken)} taken offline by something else: leaving it alone"))

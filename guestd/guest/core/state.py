@@ -131,8 +131,10 @@ class State:
             return granted
         return min(online, granted) if ballooned or online < granted + block else None
 
-    def memory_may_go_by_itself(self, now: float) -> bool:
-        """Whether a driver takes blocks offline, or is not quite done with it."""
+    def see_memory_go(self, now: float) -> bool:
+        """Whether a driver takes blocks offline, or was seen to so short a time ago that it may still be at it.
+        To be called before an order is replaced, too.
+        """
         if self.shrinking_memory:
             self.memory_went_at = now
         return now - self.memory_went_at < _GOING_ON_SECONDS

@@ -74,6 +74,13 @@ def test_the_error_names_command_and_field() -> None:
         qmp_answers.balloon_actual({"actual": "x"})
 
 
+@pytest.mark.parametrize("size", [-1, (1 << 60) + 1, 1 << 63, True, 1.5])
+def test_a_size_that_no_machine_has_is_refused(size: object) -> None:
+    assert qmp_answers.balloon_actual({"actual": 1 << 60}) == 1 << 60
+    with pytest.raises(HypervisorError, match=r"actual is .*, not a whole number from 0 to"):
+        qmp_answers.balloon_actual({"actual": size})
+
+
 def test_other_memory_devices_are_left_out() -> None:
     devices = qmp_answers.memory_devices(
         [{"type": "nvdimm", "data": {"size": 5}}, {"type": "dimm", "data": {"size": 7}}, virtio_mem(size=2 * MIB)]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from one import ALL, BLOCK, SETTINGS, One, grant, hooks, of, ops, reclaim, said, sample_of
 
-from guestd.guest.core.actions import TakeSample
+from guestd.guest.core.actions import Action, TakeSample
 from guestd.guest.core.hooks import Hooks
 from guestd.guest.core.ops import BlockOp, BlockTarget, CpuOp, HandStatus
 from guestd.guest.core.setbacks import Setbacks
@@ -108,43 +108,50 @@ def test_what_it_does_not_know_of_it_does_not_give_either() -> None:
 # ---- blocks --------------------------------------------------------------------------------------
 
 
-def test_a_block_that_virtio_mem_took_and_brought_back_is_nobody_else_s() -> None:
+def shrinking() -> One:
+    """A guest from which virtio-mem takes the last of eight blocks."""
     one = One(blocks=8)
     one.welcome()
     one.order(grant(Kind.MEMORY, 8 * BLOCK))
     one.order(reclaim(Kind.MEMORY, 7 * BLOCK, request=2, revision=2))
+    return one
+
+
+def granted_again(one: One) -> list[Action]:
+    """The host wants all of them to be there after all."""
+    return one.order(grant(Kind.MEMORY, 8 * BLOCK, request=3, revision=3))
+
+
+def gone_offline(one: One) -> list[Action]:
+    """The last block is offline; an event says that something happened."""
+    one.blocks.discard(7)
+    one.machine.on_hotplug(one.now)
+    return one.step()
+
+
+def test_a_block_that_virtio_mem_took_and_brought_back_is_nobody_else_s() -> None:
+    one = shrinking()
     one.blocks.discard(7)  # gone and back, offline, before anybody looked
-    actions = one.order(grant(Kind.MEMORY, 8 * BLOCK, request=3, revision=3))
-    assert [op.index for op in ops(actions) if isinstance(op, BlockOp)] == [7]
+    assert [op.index for op in ops(granted_again(one)) if isinstance(op, BlockOp)] == [7]
     assert one.machine.held == frozenset()
 
 
 def test_a_block_that_virtio_mem_was_about_to_take_when_more_was_granted_is_nobody_else_s() -> None:
-    one = One(blocks=8)
-    one.welcome()
-    one.order(grant(Kind.MEMORY, 8 * BLOCK))
-    one.order(reclaim(Kind.MEMORY, 7 * BLOCK, request=2, revision=2))
-    one.order(grant(Kind.MEMORY, 8 * BLOCK, request=3, revision=3))
-    one.blocks.discard(7)
-    one.machine.on_hotplug(one.now)
-    assert [op.index for op in ops(one.step()) if isinstance(op, BlockOp)] == [7]
+    one = shrinking()
+    granted_again(one)
+    assert [op.index for op in ops(gone_offline(one)) if isinstance(op, BlockOp)] == [7]
 
 
 def test_what_is_taken_offline_long_after_a_shrink_is_somebody_else_s() -> None:
-    one = One(blocks=8)
-    one.welcome()
-    one.order(grant(Kind.MEMORY, 8 * BLOCK))
-    one.order(reclaim(Kind.MEMORY, 7 * BLOCK, request=2, revision=2))
-    one.order(grant(Kind.MEMORY, 8 * BLOCK, request=3, revision=3))
+    one = shrinking()
+    granted_again(one)
     one.step(10)
-    one.blocks.discard(7)
-    one.machine.on_hotplug(one.now)
-    assert not ops(one.step())
+    assert not ops(gone_offline(one))
     assert one.machine.held == {(BlockOp, 7)}
 
 
 def dimms() -> One:
-    """A guest whose DIMMs are taken offline by guestd; a reclaim of four blocks of eight is under way."""
+    """A guest whose DIMMs, four blocks of eight, are taken offline by guestd."""
     one = One(blocks=8, capabilities=ALL - {Capability.VIRTIO_MEM})
     one.movable = {4, 5, 6, 7}
     one.welcome()
